@@ -1,0 +1,29 @@
+# make demo: train, sample and score on handwritten digits. make test: the test suite.
+# Both make .venv and install into it first, if that has not been done.
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+DEMO := results/demo
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	$(RUN) train.py --preset digits --results-dir $(DEMO) --resume auto
+	$(RUN) sample_ddp.py ODE --ckpt $(DEMO)/000-SiT-Ti-2-digits --sampling-method heun2 \
+		--num-sampling-steps 25 --num-fid-samples 500 --per-proc-batch-size 100 \
+		--sample-dir $(DEMO) --name digits
+	$(RUN) -m evaluations.score $(DEMO)/digits.npz
+
+test: .venv/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv results samples

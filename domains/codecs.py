@@ -1,0 +1,237 @@
+"""How raw images become model inputs and back: pixels, or the latents of an AutoencoderKL.
+
+A codec has three verbs: raw -> stored, stored -> model input, model output -> raw."""
+
+import hashlib
+import json
+import os
+import socket
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from torch import Tensor
+
+from runtime.errors import InputError
+
+PIXELS = "none"  # --vae none
+VAES = {  # name -> hub id, latent channels, downsampling
+    "ema": ("stabilityai/sd-vae-ft-ema", 4, 8),
+    "mse": ("stabilityai/sd-vae-ft-mse", 4, 8),
+}
+
+
+class Codec(Protocol):
+    name: str
+    identity: dict  # plain data for the protocol JSON
+
+    def encode(self, raw: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> what a cache would store."""
+
+    def to_input(self, stored: Tensor, noise: Tensor) -> Tensor:
+        """Stored -> model input x, float32; noise has x's shape and comes from the caller."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Model output -> uint8 (B, C, H, W)."""
+
+    def to(self, device: torch.device | str) -> "Codec": ...
+
+
+def to_float(raw: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 -1..1."""
+    return raw.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """-1..1 -> 0..255 by SiT's rule: 127.5 x + 128, clamped, truncated."""
+    return (127.5 * x.float() + 128).clamp(0, 255).to(torch.uint8)
+
+
+class PixelCodec:
+    """The model sees the pixels themselves; the noise of `to_input` is not used."""
+
+    name = "pixels"
+    identity = {"name": "pixels"}
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return raw
+
+    def to_input(self, stored: Tensor, noise: Tensor) -> Tensor:
+        return to_float(stored)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return to_uint8(x)
+
+    def to(self, device: torch.device | str) -> "PixelCodec":
+        return self
+
+
+class VAECodec:
+    """Latents of a Stable Diffusion VAE; stored are its moments, mean beside std (B, 2C, h, w).
+
+    `to_input` is a draw from the posterior, (mean + std noise - shift) scale, with the caller's
+    noise, so that training is a function of its seeds and not of the VAE's generator.
+    """
+
+    chunk = 8  # images the VAE works on at once; more only costs memory
+
+    def __init__(self, vae, name: str = "vae") -> None:
+        self.vae, self.name = vae.eval().requires_grad_(False), name
+        self.scale = vae.config.scaling_factor
+        self.shift = getattr(vae.config, "shift_factor", None) or 0.0
+
+    @classmethod
+    def load(cls, name: str, cache_dir: str | None = None) -> "VAECodec":
+        """Open "ema", "mse", a hub id or a local folder (its safetensors; nothing is unpickled).
+
+        Looked up in `cache_dir`, then in Hugging Face's own cache, then on the hub.
+
+        Raises:
+            InputError: not to be had here, not an AutoencoderKL, or incomplete.
+        """
+        from safetensors import SafetensorError
+
+        try:
+            vae, report = from_pretrained(name, cache_dir)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            raise absent(name, cache_dir, error) from error
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])[0]
+            raise InputError(f"--vae {name} is incomplete: it has no tensor {missing}")
+        return cls(vae, hub_id(name))
+
+    @cached_property
+    def identity(self) -> dict:
+        weights = fingerprint(self.vae.state_dict())
+        return {"name": self.name, "scale": self.scale, "shift": self.shift, "sha256": weights}
+
+    @torch.no_grad()
+    def encode(self, raw: Tensor) -> Tensor:
+        with self.full_precision():
+            parts = []
+            for part in raw.to(self.vae.device).split(self.chunk):
+                posterior = self.vae.encode(to_float(part)).latent_dist
+                parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
+        return torch.cat(parts)
+
+    def to_input(self, stored: Tensor, noise: Tensor) -> Tensor:
+        mean, std = stored.float().chunk(2, dim=1)
+        return (mean + std * noise - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        latents = x.to(self.vae.device, torch.float32) / self.scale + self.shift
+        with self.full_precision():
+            parts = [to_uint8(self.vae.decode(z).sample) for z in latents.split(self.chunk)]
+        return torch.cat(parts)
+
+    def to(self, device: torch.device | str) -> "VAECodec":
+        self.vae.to(device)
+        return self
+
+    def full_precision(self) -> torch.autocast:
+        """The VAE stays in float32 under the training loop's bf16 autocast."""
+        return torch.autocast(self.vae.device.type, enabled=False)
+
+
+def latent_shape(name: str, image_size: int, cache_dir: str | None = None) -> tuple[int, ...]:
+    """The model's input (C, h, w) for `image_size`, from the VAE's config; loads no weights."""
+    if name in VAES:
+        _, channels, down = VAES[name]
+    else:
+        config = read_config(name, cache_dir)
+        try:
+            channels, down = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+        except KeyError as error:
+            raise InputError(f"--vae {name}: its config.json has no {error}") from error
+    if image_size % down:
+        raise InputError(
+            f"--image-size {image_size} is no multiple of {down}, by which --vae {name} downsamples"
+        )
+    return (channels, image_size // down, image_size // down)
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and bytes of a state dict, in sorted order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hub_id(name: str) -> str:
+    return VAES[name][0] if name in VAES else name
+
+
+def is_path(name: str) -> bool:
+    return os.path.isdir(name) or name.startswith((".", "/", "~"))
+
+
+def from_pretrained(name: str, cache_dir: str | None):
+    """The AutoencoderKL and diffusers' loading report."""
+    from diffusers import AutoencoderKL
+
+    options = {"use_safetensors": True, "output_loading_info": True}
+    if is_path(name):
+        return AutoencoderKL.from_pretrained(name, local_files_only=True, **options)
+    return from_caches(AutoencoderKL.from_pretrained, hub_id(name), cache_dir, **options)
+
+
+def read_config(name: str, cache_dir: str | None) -> dict:
+    """The config.json of a local folder or of a hub id."""
+    try:
+        if is_path(name):
+            return json.loads((Path(name) / "config.json").read_text())
+        from diffusers import AutoencoderKL
+
+        return from_caches(AutoencoderKL.load_config, name, cache_dir)
+    except (OSError, ValueError) as error:
+        raise absent(name, cache_dir, error) from error
+
+
+def from_caches(load, name: str, cache_dir: str | None, **options):
+    """`load` from each cache that has it, else from the hub; raises OSError where it is nowhere."""
+    for folder in dict.fromkeys([cache_dir, None]):
+        try:
+            return load(name, cache_dir=folder, local_files_only=True, **options)
+        except OSError as error:
+            reason = error
+    if not hub_answers():
+        raise reason
+    return load(name, cache_dir=cache_dir, **options)
+
+
+def hub_answers() -> bool:
+    """Does the hub answer within seconds? Its own client would retry for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies():  # a direct connection would prove nothing
+        return True
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((hub.hostname, hub.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def absent(name: str, cache_dir: str | None, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:160]
+    if is_path(name):
+        return InputError(
+            f"--vae {name}: no AutoencoderKL (config.json and safetensors weights, as its "
+            f"save_pretrained writes them) can be read from this folder ({reason})"
+        )
+    from huggingface_hub import constants
+
+    looked = " and ".join(filter(None, [cache_dir, constants.HF_HUB_CACHE]))
+    return InputError(
+        f"--vae {name}: {hub_id(name)} is not in {looked}, and not to be had from the hub here. "
+        "Give --vae the folder of a saved AutoencoderKL, or set HF_HOME to the cache that has it"
+    )

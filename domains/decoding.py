@@ -1,0 +1,55 @@
+"""Image files -> uint8 RGB arrays of one size, and what to say of files that are damaged."""
+
+import struct
+import zlib
+
+import numpy as np
+
+
+class Unreadable(Exception):
+    """One image cannot be decoded; the message names it and says why."""
+
+
+def decode(file, place: str, size: int) -> np.ndarray:
+    """An image file as uint8 RGB (3, size, size): upright, center-cropped as ADM does.
+
+    Raises:
+        Unreadable: truncated, no image, a decompression bomb, or gone.
+    """
+    from PIL import Image, ImageOps
+
+    damaged = (
+        OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error,
+        EOFError, OverflowError, Image.DecompressionBombError,
+    )  # fmt: skip  # what PIL's readers raise on damaged files
+    try:
+        with Image.open(file) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(center_crop(to_rgb(upright), size)).transpose(2, 0, 1).copy()
+    except damaged as error:
+        raise Unreadable(f"{place} cannot be read as an image ({error})") from error
+
+
+def to_rgb(image):
+    """8-bit RGB; 16-bit grey is scaled, because PIL's own conversion clips it to white."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode} has no fixed range")
+    return image.convert("RGB")
+
+
+def center_crop(image, size: int):
+    """ADM's preprocessing: halve by box filter while twice too large, then bicubic, then crop."""
+    from PIL import Image
+
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,304 @@
+"""Where images come from: arrays, IDX files, folders, Hugging Face data sets.
+
+A source reads one image by its number, as uint8 (C, H, W), with its class; see `Source`."""
+
+import gzip
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from runtime.errors import InputError
+
+from .decoding import Unreadable, decode
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
+HUB_NAMES = {"imagenet-1k": "ILSVRC/imagenet-1k"}
+
+DIGITS = tuple(str(digit) for digit in range(10))
+FASHION = (
+    "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
+)  # fmt: skip
+
+
+class Source(Protocol):
+    class_names: tuple[str, ...] | None  # None where the data do not say
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Image `index` as uint8 (C, H, W) and its class; raises `Unreadable`."""
+
+    def place(self, index: int) -> str:
+        """What a person would call image `index`: its file, or its number."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """What to open, in the words of the flags."""
+
+    dataset_name: str
+    data_path: str | None
+    image_size: int
+    labeled: bool  # False: unconditional, classes are neither needed nor looked at
+    cache_dir: str | None = None
+    dataset_split: str | None = None
+    held_out: bool = False
+
+
+class ArraySource:
+    """Images that fit in memory: uint8 (N, C, H, W) and their classes (N,)."""
+
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, class_names) -> None:
+        assert images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(labels)
+        self.name, self.images, self.labels, self.class_names = name, images, labels, class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images[index], int(self.labels[index])
+
+    def place(self, index: int) -> str:
+        return f"image {index} of {self.name}"
+
+
+def digits(where: Where) -> ArraySource:
+    """The 1,797 grey 8x8 digits inside scikit-learn: 1,297 to train on, 500 held out."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[:, None]
+    order = np.random.RandomState(0).permutation(len(images))  # a stream numpy keeps for good
+    chosen = order[1297:] if where.held_out else order[:1297]
+    return ArraySource("digits", images[chosen], data.target[chosen], DIGITS)
+
+
+def fashion_mnist(where: Where) -> ArraySource:
+    """60,000 grey 28x28 pictures of clothes padded to 32x32; t10k's 10,000 are held out."""
+    folder = Path(where.data_path or FASHION_FOLDER)
+    part = "t10k" if where.held_out else "train"
+    images_file = idx_file(folder, f"{part}-images-idx3-ubyte")
+    images = read_idx(images_file, axes=3)
+    labels = read_idx(idx_file(folder, f"{part}-labels-idx1-ubyte"), axes=1)
+    if images.shape[1:] != (28, 28):
+        raise InputError(f"{images_file} holds images of {images.shape[1:]} pixels, not 28x28")
+    if len(images) != len(labels) or len(images) == 0:
+        raise InputError(f"{folder}: {len(images)} {part} images but {len(labels)} labels")
+    images = np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None]
+    return ArraySource("fashion-mnist", images, labels, FASHION)
+
+
+def idx_file(folder: Path, name: str) -> Path:
+    for path in (folder / f"{name}.gz", folder / name):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"no {name}.gz or {name} in {folder}: install Debian's package dataset-fashion-mnist, "
+        "or name the folder of the IDX files with --data-path"
+    )
+
+
+def read_idx(path: Path, axes: int) -> np.ndarray:
+    """A uint8 array of `axes` axes from an IDX file: magic 00 00 08 axes, sizes, then the bytes."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            magic, *sizes = struct.unpack(f">{1 + axes}I", file.read(4 * (1 + axes)))
+            if magic != 0x0800 + axes:
+                raise InputError(
+                    f"{path} is no IDX file of unsigned bytes with {axes} axes: "
+                    f"it starts with {magic:#010x}, not {0x0800 + axes:#010x}"
+                )
+            content = file.read()
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise InputError(f"{path} cannot be read as an IDX file: {error}") from error
+    expected = int(np.prod(sizes, dtype=object))
+    if len(content) != expected:
+        raise InputError(
+            f"{path} holds {len(content)} bytes of data, but its header promises {expected}"
+        )
+    return np.frombuffer(content, np.uint8).reshape(sizes)
+
+
+class FolderSource:
+    """A folder of images: a class per subfolder, in sorted order (torchvision's ImageFolder).
+
+    Without classes every image below the folder counts, whatever the layout.
+    """
+
+    def __init__(self, where: Where) -> None:
+        if where.data_path is None:
+            raise InputError(f"--dataset_name {where.dataset_name} needs --data-path FOLDER")
+        self.root, self.image_size = Path(where.data_path), where.image_size
+        if not self.root.is_dir():
+            raise InputError(f"--data-path {self.root}: there is no such folder")
+        self.class_names, folders = None, [""]
+        if where.labeled:
+            folders = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+            self.class_names = tuple(folders)
+        files, labels = [], []
+        for label, folder in enumerate(folders):
+            found = list(image_files(self.root, folder))
+            if where.labeled and not found:
+                raise InputError(f"--data-path {self.root}: class folder {folder!r} has no image")
+            files += found
+            labels += [label] * len(found)
+        if not files:
+            raise InputError(self.nothing_found(where))
+        # One block of bytes: a list of a million strings would be copied into every worker,
+        # because counting references writes to it.
+        self.files = np.array([os.fsencode(file) for file in files])
+        self.labels = np.array(labels)
+
+    def nothing_found(self, where: Where) -> str:
+        if where.labeled and next(image_files(self.root, ""), None):
+            return (
+                f"--data-path {self.root} has images but no class subfolders: put each class in a "
+                "folder of its own, or train without classes (--num-classes 0)"
+            )
+        return f"--data-path {self.root} has no images ({' '.join(IMAGE_ENDINGS)})"
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        place = self.place(index)
+        return decode(place, place, self.image_size), int(self.labels[index])
+
+    def place(self, index: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.files[index].item()))
+
+
+def image_files(root: Path, folder: str) -> Iterator[str]:
+    """Images below root/folder, relative to root, in ImageFolder's order."""
+    for base, _, names in sorted(os.walk(os.path.join(root, folder), followlinks=True)):
+        for name in sorted(names):
+            if name.lower().endswith(IMAGE_ENDINGS):
+                yield os.path.relpath(os.path.join(base, name), root)
+
+
+class HubSource:
+    """A Hugging Face data set; the columns are found by their feature types."""
+
+    def __init__(self, where: Where) -> None:
+        import datasets
+
+        data, self.name = open_hub(where)
+        self.image_size = where.image_size
+        images = [k for k, v in data.features.items() if isinstance(v, datasets.Image)]
+        self.image = the_column(self.name, data, images, "image")
+        self.label, self.class_names = None, None
+        if where.labeled:
+            kinds = {k: v for k, v in data.features.items() if isinstance(v, datasets.ClassLabel)}
+            kinds = kinds or {
+                k: v
+                for k, v in data.features.items()
+                if k == "label" and getattr(v, "dtype", "").startswith(("int", "uint"))
+            }
+            self.label = the_column(self.name, data, list(kinds), "label")
+            names = getattr(kinds[self.label], "names", None)
+            self.class_names = tuple(names) if names else None
+        wanted = [self.image] + ([self.label] if self.label else [])
+        # Undecoded: a corrupt image is then met by our own reader, as in a folder.
+        data = data.select_columns(wanted).cast_column(self.image, datasets.Image(decode=False))
+        if len(data) == 0:
+            raise InputError(f"data set {self.name} is empty")
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        row = self.data[index]
+        image = row[self.image]
+        if image is None:
+            raise Unreadable(f"{self.place(index)}: it is missing")
+        file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+        label = row[self.label] if self.label else 0
+        # Hugging Face marks a missing class with -1 or None.
+        return decode(file, self.place(index), self.image_size), -1 if label is None else label
+
+    def place(self, index: int) -> str:
+        return f"image {index} of {self.name}"
+
+
+def the_column(name: str, data, candidates: list[str], kind: str) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    if kind in candidates:
+        return kind
+    columns = ", ".join(f"{k} ({type(v).__name__})" for k, v in data.features.items())
+    found = "several" if candidates else "no"
+    hint = " (or train without classes: --num-classes 0)" if kind == "label" else ""
+    raise InputError(f"data set {name} has {found} {kind} columns among {columns}{hint}")
+
+
+def open_hub(where: Where):
+    """The data set and its name: a save_to_disk folder, or a hub id and a split."""
+    import datasets
+
+    splits = ["validation", "test"] if where.held_out else [where.dataset_split or "train"]
+    hub_id = HUB_NAMES.get(where.dataset_name, where.dataset_name)
+    folder = where.data_path or hub_id
+    if is_saved(folder):
+        try:
+            data = datasets.load_from_disk(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{folder} is no readable saved data set: {error}") from error
+        if isinstance(data, datasets.DatasetDict):
+            for split in splits:
+                if split in data:
+                    return data[split], f"{folder}[{split}]"
+            raise InputError(f"{folder} has splits {', '.join(data)}, not {' or '.join(splits)}")
+        if where.held_out or where.dataset_split:
+            raise InputError(f"{folder} has no splits, so no {' or '.join(splits)} images")
+        return data, folder
+    if where.data_path or os.path.isdir(hub_id) or hub_id.startswith((".", "/", "~")):
+        raise InputError(
+            f"{folder} is no folder written by datasets.save_to_disk; for a folder of images "
+            f"use --dataset_name folder --data-path {folder}"
+        )
+    reason = None
+    for split in splits:
+        try:
+            return (
+                datasets.load_dataset(hub_id, split=split, cache_dir=where.cache_dir),
+                f"{hub_id}[{split}]",
+            )
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            reason = reason or error
+    raise InputError(
+        f"data set {hub_id} [{' or '.join(splits)}] cannot be opened "
+        f"({' '.join(str(reason).split())[:200]}). Looked in "
+        f"{where.cache_dir or datasets.config.HF_DATASETS_CACHE} (--cache-dir, HF_HOME); "
+        "a private one needs `hf auth login`; images you have go by --data-path FOLDER"
+    ) from reason
+
+
+def is_saved(folder: str) -> bool:
+    """Did datasets.save_to_disk write this folder?"""
+    return any(os.path.isfile(os.path.join(folder, f)) for f in ("state.json", "dataset_dict.json"))
+
+
+def imagenet(where: Where) -> Source:
+    """ImageNet from the hub; with --data-path, SiT's habit, from a folder of images instead."""
+    if where.data_path and not is_saved(where.data_path):
+        return folder(where)
+    return HubSource(where)
+
+
+def folder(where: Where) -> FolderSource:
+    if where.held_out:
+        raise InputError(
+            f"--dataset_name {where.dataset_name} --data-path {where.data_path}: "
+            "a folder of images has no held-out part"
+        )
+    return FolderSource(where)

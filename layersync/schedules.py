@@ -1,0 +1,35 @@
+"""Schedules of the weight: step -> factor in [0, 1]. `LayerSync(pairs, schedule=stop_at(1000))`."""
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]
+
+
+def constant(step: int) -> float:
+    """The paper's: full weight throughout."""
+    return 1.0
+
+
+def linear_decay(steps: int) -> Schedule:
+    """From 1 at step 0 to 0 at `steps`, then 0."""
+    return lambda step: max(0.0, 1.0 - step / steps)
+
+
+def cosine_decay(steps: int) -> Schedule:
+    """Half a cosine from 1 at step 0 to 0 at `steps`, then 0."""
+    return lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def stop_at(steps: int) -> Schedule:
+    """Full weight before step `steps`, none from it on (HASTE's early stop, arXiv 2505.16792)."""
+    return lambda step: 1.0 if step < steps else 0.0
+
+
+# What `--reg-schedule NAME --reg-schedule-steps N` builds.
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {
+    "constant": lambda steps: constant,
+    "linear": linear_decay,
+    "cosine": cosine_decay,
+    "stop": stop_at,
+}

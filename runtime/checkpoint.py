@@ -1,0 +1,154 @@
+"""Checkpoint files: ours and every public layout, read without executing anything from them."""
+
+import argparse
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .files import atomic_write
+
+RUN_NAME = re.compile(r"(\d{3,})-(.+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds; parts that it lacks are empty."""
+
+    path: Path
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    opt: dict[str, Any] = field(default_factory=dict)
+    regulariser: dict[str, Tensor] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] | None = None  # arguments of the network; public files lack it
+    step: int | None = None
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a checkpoint on the CPU: our layout; SiT's and LayerSync's (args in a Namespace); a bare
+    state dict; EMA only; REPA's (`steps`, projectors); safetensors.
+
+    Raises:
+        InputError: the file is missing, damaged, holds code, or is no checkpoint.
+    """
+    path = newest(Path(path)) if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist: give --ckpt a file or a run's folder")
+    content = load_tensors(path)
+    if not isinstance(content, dict):
+        raise InputError(f"checkpoint {path} holds a {type(content).__name__}, not weights")
+    if not any(key in content for key in ("ema", "model")):
+        content = {"ema": content}
+    args = content.get("args") or {}
+    ema = content.get("ema") or content.get("model")
+    return Checkpoint(
+        path=path,
+        model=plain_names(content.get("model") or ema, path),
+        ema=plain_names(ema, path),
+        opt=content.get("opt") or {},
+        regulariser=content.get("regulariser") or {},
+        args=dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args),
+        architecture=content.get("architecture"),
+        step=step_of(content, path),
+    )
+
+
+def load_tensors(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"checkpoint {path} is damaged: {error}") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it asks for {named[1]}" if named else "it is no file of torch.save, or damaged"
+        raise InputError(
+            f"checkpoint {path} is refused: {what}, and nothing in a checkpoint may be executed"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"checkpoint {path} is damaged or truncated: {reason}") from error
+
+
+def plain_names(weights: Any, path: Path) -> dict[str, Tensor]:
+    """A state dict without the prefixes that DDP and torch.compile leave."""
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"checkpoint {path} holds no state dict of tensors")
+    return {
+        name.removeprefix("module.").replace("_orig_mod.", ""): value
+        for name, value in weights.items()
+    }
+
+
+def step_of(content: dict[str, Any], path: Path) -> int | None:
+    for key in ("train_steps", "steps"):
+        if key in content:
+            return int(content[key])
+    return int(path.stem) if path.stem.isdigit() else None
+
+
+def run_label(model: str, name: str) -> str:
+    """`SiT-XL/2`, `SiT-Training` -> `SiT-XL-2-SiT-Training`."""
+    return f"{model.replace('/', '-')}-{name}"
+
+
+def runs(results: Path, label: str = "") -> list[Path]:
+    """Run folders, oldest first; with a label, the runs of that model and name."""
+    found = []
+    for folder in results.glob("*") if results.is_dir() else ():
+        match = RUN_NAME.fullmatch(folder.name)
+        if folder.is_dir() and match and label in ("", match[2]):
+            found.append((int(match[1]), folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def new_run(results: Path, label: str) -> Path:
+    """The folder of a new run: one more than the highest index. It is not created."""
+    last = runs(results)[-1:]
+    index = int(RUN_NAME.fullmatch(last[0].name)[1]) + 1 if last else 0
+    return results / f"{index:03d}-{label}"
+
+
+def files_of(run: Path) -> list[Path]:
+    """A run's checkpoints in the order of their steps."""
+    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    return sorted(p for p in folder.glob("*.pt") if p.stem.isdigit())
+
+
+def newest(run: Path) -> Path:
+    """The checkpoint of the highest step in a run's folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = files_of(run)
+    if not files:
+        raise InputError(
+            f"no checkpoint in {run}: expected checkpoints/0000000.pt or the like there"
+        )
+    return files[-1]
+
+
+def prune(run: Path, keep_last: int, milestone_every: int) -> None:
+    """Delete all but the last `keep_last` checkpoints and the milestones; 0 keeps all."""
+    if keep_last:
+        for path in files_of(run)[:-keep_last]:
+            if not (milestone_every and int(path.stem) % milestone_every == 0):
+                path.unlink()

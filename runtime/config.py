@@ -1,0 +1,244 @@
+"""The flags of every command, as frozen dataclasses: default < preset or protocol < flag."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from .entry import speaks
+from .errors import InputError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class TransportFlags:
+    path_type: Literal["Linear", "GVP", "VP"] = "Linear"  # interpolant between noise and data
+    prediction: Literal["velocity", "score", "noise"] = "velocity"  # what the network predicts
+    loss_weight: Literal["velocity", "likelihood"] | None = None  # for score and noise prediction
+    train_eps: float | None = None  # distance kept from the ends of t in training; None: SiT's
+    sample_eps: float | None = None  # the same in sampling; None: SiT's
+
+
+@dataclass(frozen=True)
+class TrainConfig(TransportFlags):
+    """Train a SiT with LayerSync. The same command runs on a CPU, one GPU, or many nodes.
+
+    python train.py --preset digits
+    torchrun --nproc_per_node=8 train.py --preset t1-xl --dataset_name imagenet-1k
+    """
+
+    preset: str | None = None  # a row of runtime/presets.py: digits, fashion-mnist-s, t1-b, ...
+
+    # data
+    dataset_name: str = "imagenet-1k"  # digits, fashion-mnist, folder, imagenet-1k or a hub id
+    data_path: str | None = None  # folder of the data, where it is local
+    image_size: int | None = None  # pixels; None: the data set's (256 for ImageNet and folders)
+    num_classes: int | None = None  # 0 trains without condition; None: the data set's
+    vae: str | None = None  # ema, mse, a hub id, a folder, or none for pixels; None: the data set's
+    cache_dir: str = "./cache/"  # downloads of data sets and VAEs
+    skip_corrupt: bool = False  # replace unreadable images by the next one, and count them
+    num_workers: int = 4  # processes per rank that read images
+
+    # network
+    model: str = "SiT-XL/2"  # SiT-{S,B,L,XL,Ti}/{2,4,8}
+    depth: int | None = None  # blocks; None: the model's
+    hidden_size: int | None = None  # width; None: the model's
+    num_heads: int | None = None  # attention heads; None: the model's
+    learn_sigma: bool = True  # doubled output as in the public files; the second half is unused
+    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
+
+    # regulariser
+    loss_type: Literal["layer_sync", "multiple_sync", "vanilla"] = "layer_sync"  # term of the loss
+    encoder_depth: int | None = None  # the student block, from 1; None: the model's published one
+    gt_encoder_depth: int | None = None  # the teacher block; None: the model's published one
+    multi_blocks_match: str = "[]"  # pairs of multiple_sync, e.g. '[(2,6),(4,8)]'; their mean
+    reg_weight: float | None = None  # lambda; None: the model's published one
+    reg_schedule: Literal["constant", "linear", "cosine", "stop"] = "constant"  # of lambda
+    reg_schedule_steps: int = 0  # where linear and cosine reach 0, and where stop stops
+    stop_gradient: bool = True  # False lets the teacher follow the student (ablation)
+    reverse_sync: bool = False  # pull the deep block towards the shallow one (control)
+
+    # optimization
+    epochs: int = 1400  # length of the run, unless --max-steps is given
+    max_steps: int | None = None  # length of the run in steps
+    global_batch_size: int = 256  # images per step, over all ranks
+    grad_accum: int = 1  # micro-batches per step and rank
+    lr: float = 1e-4  # AdamW, constant
+    weight_decay: float = 0.0  # AdamW
+    clip_grad_norm: float = 0.0  # largest gradient norm; 0: no clipping
+    ema_decay: float = 0.9999  # of the weights that are sampled; short runs want less
+    class_dropout_prob: float = 0.1  # share of labels replaced by the null, for guidance
+    precision: Literal["fp32", "tf32", "bf16"] | None = None  # None: tf32 on GPU, fp32 on CPU
+    global_seed: int = 0  # of the initial weights, the data order and every random number
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+
+    # output
+    results_dir: str = "results"  # runs lie in results/{index}-{model}-{run name}
+    wandb_run_name: str = "SiT-Training"  # the run's name, with or without wandb
+    wandb: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works)
+    tensorboard: bool = True  # write TensorBoard events where it is installed
+    log_every: int = 100  # steps per log line
+    ckpt_every: int = 10_000  # steps per checkpoint
+    keep_last: int = 5  # checkpoints kept, besides milestones; 0: all
+    milestone_every: int = 50_000  # checkpoints at multiples of this are kept for good
+    sample_every: int = 10_000  # steps per preview from the EMA model; 0: none
+    cfg_scale: float = 4.0  # guidance of the previews
+
+    # start
+    resume: Literal["auto"] | None = None  # go on with the newest run of this model and name
+    resume_anyway: bool = False  # resume although flags differ from the checkpoint's
+    ckpt: str | None = None  # resume this file or run folder; with --fine-tune: start from it
+    fine_tune: bool = False  # load the EMA weights of --ckpt only; new classes and sizes are fine
+    dry_run: bool = False  # print the resolved flags, parameters and memory, and stop
+
+
+# Flags of TrainConfig that may differ when a run is resumed: they do not change what is computed.
+MAY_CHANGE = frozenset(
+    "preset data_path cache_dir skip_corrupt num_workers activation_checkpointing epochs max_steps "
+    "device results_dir wandb_run_name wandb tensorboard log_every ckpt_every keep_last "
+    "milestone_every sample_every cfg_scale resume resume_anyway ckpt fine_tune dry_run".split()
+)
+
+
+@dataclass(frozen=True)
+class SampleFlags:
+    ckpt: str | None = None  # checkpoint file, or a run's folder (its newest checkpoint)
+    weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
+    protocol: str | None = None  # paper-ode, paper-sde or repa-sde: sampler and guidance by name
+    model: str | None = None  # checked against the checkpoint, which knows its own architecture
+    image_size: int | None = None  # checked against the checkpoint
+    num_classes: int | None = None  # checked against the checkpoint
+    dataset_name: str | None = None  # codec and class names; None: the checkpoint's
+    data_path: str | None = None  # folder of the data, where it is needed
+    vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
+    cache_dir: str = "./cache/"  # downloads of VAEs
+    path_type: Literal["Linear", "GVP", "VP"] | None = None  # None: the checkpoint's
+    prediction: Literal["velocity", "score", "noise"] | None = None  # None: the checkpoint's
+    sample_eps: float | None = None  # None: the checkpoint's
+    num_sampling_steps: int = 250  # time points; adaptive solvers choose their own
+    cfg_channels: Literal["all", "3"] | None = None  # guided channels; None: 3 for SD latents
+    guidance_low: float = 0.0  # guide where t >= this (t = 0 noise, t = 1 data)
+    guidance_high: float = 1.0  # guide where t <= this
+    float64: bool = False  # keep the sampler's state in double precision
+    tf32: bool = True  # TF32 matrix products on GPU
+    bf16: bool = False  # run the network under bfloat16 autocast
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+
+
+@dataclass(frozen=True)
+class ODEFlags:
+    sampling_method: str = "dopri5"  # euler, heun2 or one of torchdiffeq's
+    atol: float = 1e-6  # of adaptive solvers
+    rtol: float = 1e-3  # of adaptive solvers
+
+
+@dataclass(frozen=True)
+class SDEFlags:
+    sampling_method: Literal["Euler", "Heun"] = "Euler"  # Euler-Maruyama, or Heun
+    diffusion_form: Literal[
+        "constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"
+    ] = "sigma"  # the diffusion coefficient over t
+    diffusion_norm: float = 1.0  # its size
+    last_step: Literal["Mean", "Tweedie", "Euler"] | None = "Mean"  # how the last step is taken
+    last_step_size: float = 0.04  # how far before t = 1 it is taken
+
+
+@dataclass(frozen=True)
+class GridFlags(SampleFlags):
+    cfg_scale: float = 4.0  # classifier-free guidance; 1: none
+    seed: int = 0  # image i is a function of (seed, i)
+    class_labels: tuple[int, ...] = ()  # one image each; none: two of each of the first classes
+    out: str = "sample.png"  # the picture
+
+
+@dataclass(frozen=True)
+class NpzFlags(SampleFlags):
+    cfg_scale: float = 1.0  # classifier-free guidance; 1: none
+    global_seed: int = 0  # sample i is a function of (seed, i), for any number of processes
+    num_fid_samples: int = 50_000  # how many
+    per_proc_batch_size: int = 4  # samples per batch and process; take what the GPU holds
+    sample_dir: str = "samples"  # where {name}.npz and its protocol JSON go
+    name: str | None = None  # of the files; None: checkpoint, sampler and a hash of the protocol
+    pngs: bool = False  # also write {index:06d}.png in a folder
+    legacy_seeds: bool = False  # SiT's seed * world + rank and batch-wide error norm; no resuming
+
+
+@dataclass(frozen=True)
+class GridODE(ODEFlags, GridFlags):
+    """A grid of samples by the probability-flow ODE."""
+
+
+@dataclass(frozen=True)
+class GridSDE(SDEFlags, GridFlags):
+    """A grid of samples by the reverse SDE."""
+
+
+@dataclass(frozen=True)
+class NpzODE(ODEFlags, NpzFlags):
+    """N samples to an .npz by the probability-flow ODE."""
+
+    reverse: bool = False  # the other way: the noise that N real images come from
+    likelihood: bool = False  # bits per dimension of N real images under the model
+
+
+@dataclass(frozen=True)
+class NpzSDE(SDEFlags, NpzFlags):
+    """N samples to an .npz by the reverse SDE."""
+
+
+def parse(config: type[Config], presets: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Flags of the command line over those of `--preset` over the defaults.
+
+    Raises:
+        InputError: an unknown preset. Other bad flags end the process in tyro's box, exit code 2.
+    """
+    name = peek("--preset", sys.argv[1:])
+    default = config(**known(name, presets, "preset"), preset=name) if name else config()
+    return tyro.cli(config, default=default, console_outputs=speaks())
+
+
+def parse_sampling(
+    ode: type[Config], sde: type[Config], protocols: Mapping[str, Mapping[str, Any]]
+) -> Config:
+    """`ODE ...` or `SDE ...` over the flags of `--protocol` over the defaults; ODE if neither.
+
+    Raises:
+        InputError: an unknown protocol, or one of the other mode.
+    """
+    modes = {"ODE": ode, "SDE": sde}
+    argv = sys.argv[1:]
+    name = peek("--protocol", argv)
+    published = dict(known(name, protocols, "protocol")) if name else {}
+    mode = published.pop("mode", None)
+    if argv and argv[0] in modes:
+        if mode not in (None, argv[0]):
+            raise InputError(f"--protocol {name} is an {mode} protocol, not {argv[0]}")
+        mode, argv = argv[0], argv[1:]
+    elif argv and argv[0] in ("-h", "--help"):
+        both = (
+            Annotated[ode, tyro.conf.subcommand("ODE")]
+            | Annotated[sde, tyro.conf.subcommand("SDE")]
+        )
+        return tyro.cli(both, args=argv, console_outputs=speaks())
+    chosen = modes[mode or "ODE"]
+    default = chosen(**{k: v for k, v in published.items() if v is not None}, protocol=name)
+    return tyro.cli(chosen, args=argv, default=default, console_outputs=speaks())
+
+
+def peek(flag: str, argv: list[str]) -> str | None:
+    """The value of a flag that decides the defaults of the others."""
+    for position, word in enumerate(argv):
+        if word == flag and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith(flag + "="):
+            return word.removeprefix(flag + "=")
+    return None
+
+
+def known(name: str, table: Mapping[str, Any], what: str) -> Any:
+    if name not in table:
+        raise InputError(f"unknown {what} {name!r}; choose from {', '.join(table)}")
+    return table[name]

@@ -1,0 +1,108 @@
+"""Ranks of a torchrun job; the same code is one plain process without torchrun."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: `rank` of `size`, computing on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all ranks; the one collective of the log line."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values / self.size
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def from_main(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 alone; every rank gets its result, or its InputError."""
+        outcome: list = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except InputError as error:
+                outcome[1] = str(error)
+        if self.size > 1:
+            dist.broadcast_object_list(outcome, src=0, device=self.device)
+        result, sentence = outcome
+        if sentence is not None:
+            raise InputError(sentence)
+        return result
+
+
+def start(device: str = "auto") -> Ranks:
+    """Join the job that torchrun describes in the environment, if there is one.
+
+    Args:
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+
+    Raises:
+        InputError: CUDA asked for and absent, or more processes on this host than GPUs.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = torch.cuda.device_count()
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda":
+        if not gpus:
+            raise InputError("--device cuda, but torch sees no GPU here: use --device cpu")
+        if local_size > gpus:
+            raise InputError(
+                f"{local_size} processes on a host with {gpus} GPUs: "
+                f"use torchrun --nproc_per_node={gpus}, or --device cpu"
+            )
+        # LOCAL_RANK, not the global rank: on the second node rank 8 is GPU 0 again.
+        torch.cuda.set_device(local_rank)
+    target = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    if size > 1:
+        backend = "nccl" if device == "cuda" else "gloo"
+        bound = target if device == "cuda" else None
+        dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=bound)
+    return Ranks(rank, size, target)
+
+
+def store_failure(sentence: str) -> None:
+    """Tell the other ranks that this one leaves because of bad input."""
+    if dist.is_initialized():
+        dist.distributed_c10d._get_default_store().set("input-error", sentence)
+
+
+def another_rank_failed() -> bool:
+    """Did a rank leave because of bad input? Then a broken connection is only its echo."""
+    if not dist.is_initialized():
+        return False
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        return store.check(["input-error"])
+    except RuntimeError:  # the store left with its host
+        return False
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

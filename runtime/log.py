@@ -1,0 +1,189 @@
+"""The log of a run: one JSON line and one readable line every so often; TensorBoard; wandb."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .distributed import Ranks
+from .errors import InputError
+from .files import atomic_write
+
+
+class Log:
+    """Means of what `add` was given, written by rank 0 when `write` is called.
+
+    The values stay on the device until then: a log line costs one all-reduce and the loop's only
+    host synchronization.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, *, start: int, stop: int, images_per_step: int):
+        self.folder, self.ranks = folder, ranks
+        self.stop, self.images_per_step = stop, images_per_step
+        self.values: dict[str, list[Tensor]] = {}
+        self.skipped = 0
+        self.last_step, self.last_time = start, time.perf_counter()
+        self.file = None
+        self.writers: list[Any] = []
+        if ranks.is_main:
+            cut_after(folder / "log.jsonl", start)
+            self.file = open(folder / "log.jsonl", "a", buffering=1)
+
+    def add(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value.detach())
+
+    def write(self, step: int, **facts: float | int) -> None:
+        """Write the means since the last call; every rank must call.
+
+        Raises:
+            FloatingPointError: a mean is not finite.
+        """
+        names = sorted(self.values)
+        means = torch.stack([torch.stack(self.values[name]).float().mean() for name in names])
+        row = dict(zip(names, self.ranks.mean(means).tolist(), strict=True))
+        self.values = {}
+        now = time.perf_counter()
+        seconds = (now - self.last_time) / (step - self.last_step)
+        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"{bad[0]} became {row[bad[0]]} between steps {self.last_step} and {step}"
+            )
+        self.last_step, self.last_time = step, now
+        row = {
+            "step": step,
+            **row,
+            **facts,
+            "images_per_second": self.images_per_step / seconds,
+            "seconds_left": seconds * (self.stop - step),
+        }
+        if self.ranks.is_main:
+            self.file.write(json.dumps(row) + "\n")
+            for writer in self.writers:
+                writer.scalars(row)
+            self.say(readable(row, self.stop))
+
+    def say(self, text: str) -> None:
+        """One line for people, on rank 0."""
+        if self.ranks.is_main:
+            print(text, flush=True)
+            with open(self.folder / "log.txt", "a") as file:
+                file.write(text + "\n")
+
+    def picture(self, step: int, path: Path) -> None:
+        for writer in self.writers:
+            writer.picture(step, path)
+
+    def problems(self, sentences: list[str]) -> None:
+        """Say and count the images that a rank had to replace."""
+        for sentence in sentences:
+            self.skipped += 1
+            print(f"skipped ({self.skipped}): {sentence}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside (checkpoints, previews) out of the throughput."""
+        begin = time.perf_counter()
+        yield
+        self.last_time += time.perf_counter() - begin
+
+    def close(self) -> None:
+        for writer in self.writers:
+            writer.close()
+        if self.file:
+            self.file.close()
+
+
+class TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(folder / "tensorboard")
+
+    def scalars(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, row["step"])
+
+    def picture(self, step: int, path: Path) -> None:
+        self.writer.add_image("samples", read_image(path), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Wandb:
+    """A run of its own in wandb for every run folder; its id is kept there for resuming."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise InputError("--wandb needs wandb: pip install 'layersync[wandb]'") from error
+        self.wandb = wandb
+        id_file = folder / "wandb-id.txt"
+        if not id_file.exists():
+            id_file.write_text(wandb.util.generate_id())
+        self.run = wandb.init(
+            project="LayerSync",  # WANDB_PROJECT and WANDB_ENTITY are read by wandb itself
+            name=folder.name,
+            id=id_file.read_text(),
+            resume="allow",
+            dir=str(folder),
+            config=config,
+        )
+
+    def scalars(self, row: dict[str, float]) -> None:
+        self.run.log(row, step=int(row["step"]))
+
+    def picture(self, step: int, path: Path) -> None:
+        self.run.log({"samples": self.wandb.Image(str(path))}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def read_image(path: Path):
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def readable(row: dict[str, float], stop: int) -> str:
+    parts = [f"step {row['step']:>{len(str(stop))}}/{stop}"]
+    parts += [f"{name} {row[name]:.4f}" for name in ("loss", "velocity", "reg") if name in row]
+    parts += [f"grad {row['grad_norm']:.3f}"] if "grad_norm" in row else []
+    parts += [f"{row['images_per_second']:.0f} images/s", f"{clock(row['seconds_left'])} left"]
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return f"{hours}:{minutes:02d}:{round(seconds) % 60:02d}"
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will do again."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines()
+    kept = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # a line that was cut off when the run was killed
+            continue
+        if row["step"] <= step:
+            kept.append(line)
+    if kept != lines:
+        with atomic_write(path) as file:
+            file.write("".join(line + "\n" for line in kept).encode())

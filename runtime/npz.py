@@ -1,0 +1,59 @@
+"""Arrays of many batches, each written once and whole, then packed into one .npz."""
+
+import zipfile
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from .files import atomic_write
+
+
+class Blocks:
+    """A folder of blocks of consecutive samples: {first}.{part}.npz with `index` and the arrays.
+
+    A block appears under its name complete or not at all, so any number of processes may write,
+    and an interrupted run finds what is left to do.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, first: int, part: int = 0) -> Path:
+        return self.folder / f"{first:010d}.{part}.npz"
+
+    def write(self, first: int, part: int = 0, **arrays: np.ndarray) -> None:
+        with atomic_write(self.path(first, part)) as file:
+            np.savez(file, **arrays)
+
+    def rounds(self) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays in the order of the samples' index, one round of blocks at a time."""
+        paths = sorted(self.folder.glob("*.npz"))
+        for _, group in groupby(paths, key=lambda path: path.name.split(".")[0]):
+            parts = [dict(np.load(path)) for path in group]
+            order = np.argsort(np.concatenate([part["index"] for part in parts]))
+            yield {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+
+    def pack(self, path: Path, names: list[str], count: int) -> None:
+        """Stream the first `count` rows of the named arrays into `path`: an uncompressed .npz.
+
+        Memory stays at one round of blocks, whatever the count. Equal blocks give equal bytes.
+        """
+        first = next(self.rounds())
+        with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+            for name in names:
+                entry = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed
+                with archive.open(entry, "w", force_zip64=True) as member:
+                    header = {
+                        "descr": np.lib.format.dtype_to_descr(first[name].dtype),
+                        "fortran_order": False,
+                        "shape": (count, *first[name].shape[1:]),
+                    }
+                    np.lib.format.write_array_header_1_0(member, header)
+                    left = count
+                    for part in self.rounds():
+                        rows = np.ascontiguousarray(part[name][:left])
+                        member.write(rows.tobytes())
+                        left -= len(rows)
+                    assert left == 0, f"{left} of {count} samples are missing"

@@ -1,0 +1,299 @@
+"""Draw N samples over all ranks into one .npz for FID, with a JSON that says how.
+
+torchrun --nproc_per_node=8 sample_ddp.py --protocol paper-sde --ckpt results/000-SiT-XL-2-t2
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from domains import Draw
+from runtime import distributed
+from runtime.config import NpzFlags, NpzODE, NpzSDE, ODEFlags, SDEFlags, parse_sampling
+from runtime.distributed import Ranks
+from runtime.entry import asked_of_user, run
+from runtime.errors import InputError
+from runtime.files import atomic_write, sha256_of
+from runtime.npz import Blocks
+from runtime.random import LegacyStreams, SampleStreams
+from sample import Opened, open_checkpoint
+from transport import PATHS, PROTOCOLS, Sampler
+
+
+def main() -> None:
+    flags = parse_sampling(NpzODE, NpzSDE, PROTOCOLS)
+    if flags.num_fid_samples < 1 or flags.per_proc_batch_size < 1:
+        raise InputError("--num-fid-samples and --per-proc-batch-size must be at least 1")
+    ranks = distributed.start(flags.device)
+    opened = open_checkpoint(flags, ranks.device)
+    task = task_of(flags)(flags, opened, ranks)
+    protocol = ranks.from_main(lambda: protocol_of(flags, opened, task))
+    name = flags.name or public_name(flags, opened) + f"-{digest(protocol)[:8]}"
+    out = Path(flags.sample_dir) / f"{name}.npz"
+    blocks = Blocks(out.with_suffix(".blocks"))
+    if ranks.from_main(lambda: is_finished(out, blocks, protocol, flags)):
+        return ranks.from_main(lambda: print(f"{out} is finished"))
+
+    for first, part, indices in tqdm(task.blocks(), disable=not ranks.is_main, unit="batch"):
+        if not blocks.path(first, part).exists():
+            arrays = task.compute(indices)
+            blocks.write(first, part, index=np.asarray(indices), **arrays)
+            if flags.pngs:
+                write_pngs(out.with_suffix(""), indices, arrays["arr_0"], task.count)
+    ranks.barrier()
+    ranks.from_main(lambda: finish(out, blocks, protocol, task))
+
+
+class Samples:
+    """N samples in blocks of consecutive indices.
+
+    A block's size is fixed and the last one is padded, so that every sample is computed in the
+    same company, and is the same to the bit, whatever the number of ranks.
+    """
+
+    def __init__(self, flags: NpzFlags, opened: Opened, ranks: Ranks) -> None:
+        self.flags, self.opened, self.ranks = flags, opened, ranks
+        self.count = flags.num_fid_samples
+        self.arrays = ["arr_0", "arr_1"] if opened.domain.num_classes else ["arr_0"]
+
+    def blocks(self) -> list[tuple[int, int, range]]:
+        """(first index, part, indices) of this rank's blocks."""
+        size = self.flags.per_proc_batch_size
+        firsts = range(0, self.count, size)
+        return [(i, 0, range(i, i + size)) for i in firsts[self.ranks.rank :: self.ranks.size]]
+
+    def streams(self, indices: range) -> SampleStreams:
+        return SampleStreams(indices, self.flags.global_seed, self.ranks.device)
+
+    def compute(self, indices: range) -> dict[str, np.ndarray]:
+        """What the .npz holds of these samples, and what they cost."""
+        network, size = self.opened.network, len(indices)
+        network.calls = network.rows = 0
+        arrays = self.result(indices, self.streams(indices))
+        # Of every sample: the calls it took part in, and its rows in them (two under guidance).
+        arrays["calls"] = np.full(size, network.calls)
+        arrays["rows"] = np.full(size, network.rows / size)
+        return arrays
+
+    def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
+        domain, legacy = self.opened.domain, self.flags.legacy_seeds
+        z, y = streams.start(domain.shape, domain.num_classes)
+        raw = self.opened.draw(self.flags, streams, z, y, per_sample_error=not legacy)
+        return {"arr_0": raw.permute(0, 2, 3, 1).cpu().numpy(), "arr_1": y.cpu().numpy()}
+
+    def summary(self, blocks: Blocks) -> dict[str, Any]:
+        return {}
+
+
+class LegacySamples(Samples):
+    """SiT's seeds: a stream per rank, samples dealt out to the ranks in turn."""
+
+    def __init__(self, flags: NpzFlags, opened: Opened, ranks: Ranks) -> None:
+        super().__init__(flags, opened, ranks)
+        seed, guided = flags.global_seed * ranks.size + ranks.rank, flags.cfg_scale > 1
+        self.stream = LegacyStreams(seed, flags.per_proc_batch_size, guided, ranks.device)
+
+    def blocks(self) -> list[tuple[int, int, range]]:
+        size, ranks = self.flags.per_proc_batch_size * self.ranks.size, self.ranks
+        return [
+            (total, ranks.rank, range(total + ranks.rank, total + size, ranks.size))
+            for total in range(0, self.count, size)
+        ]
+
+    def streams(self, indices: range) -> LegacyStreams:
+        return self.stream
+
+
+class FromData(Samples):
+    """What the flow says of real images: held-out ones, or all where the data have no such part."""
+
+    arrays_of_task: list[str]
+
+    def __init__(self, flags: NpzFlags, opened: Opened, ranks: Ranks) -> None:
+        super().__init__(flags, opened, ranks)
+        domain = opened.domain
+        try:
+            self.images = domain.held_out_set()
+        except InputError:
+            self.images = domain.train_set(augment=False)
+        self.count = min(self.count, len(self.images))
+        self.arrays = self.arrays_of_task
+
+    def data(self, indices: range, streams: SampleStreams) -> tuple[Tensor, Tensor]:
+        """Model input x and classes y of the images; padding repeats the last image."""
+        domain, device = self.opened.domain, self.ranks.device
+        numbers = [min(index, self.count - 1) for index in indices]
+        batch = domain.collate([self.images[Draw(n, seed=0)] for n in numbers]).checked()
+        stored = domain.codec.encode(batch.raw.to(device))
+        return domain.codec.to_input(stored, streams.noise(domain.shape)), batch.y.to(device)
+
+
+class Reverse(FromData):
+    """--reverse: the noise that images come from, float32 (N, C, *axes) in arr_0."""
+
+    arrays_of_task = ["arr_0"]
+
+    def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
+        x, y = self.data(indices, streams)
+        with asked_of_user():
+            encode = self.opened.sampler(self.flags, reverse=True)
+        return {"arr_0": encode(x, self.opened.network, y=y)[-1].float().cpu().numpy()}
+
+
+class LikelihoodOfData(FromData):
+    """--likelihood: log-density in nats and bits per dimension of each image."""
+
+    arrays_of_task = ["bits_per_dim", "log_density"]
+
+    def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
+        x, y = self.data(indices, streams)
+        flags = self.flags
+        with asked_of_user():
+            evaluate = Sampler(self.opened.transport).sample_ode_likelihood(
+                sampling_method=flags.sampling_method, num_steps=flags.num_sampling_steps,
+                atol=flags.atol, rtol=flags.rtol,
+                probe=lambda x: streams.noise(tuple(x.shape[1:])).sign(),
+            )  # fmt: skip
+        found = evaluate(x, self.opened.network, y=y)
+        return {name: getattr(found, name).cpu().numpy() for name in self.arrays}
+
+    def summary(self, blocks: Blocks) -> dict[str, Any]:
+        bits = np.concatenate([part["bits_per_dim"] for part in blocks.rounds()])[: self.count]
+        error = bits.std(ddof=1) / len(bits) ** 0.5 if len(bits) > 1 else float("nan")
+        return {"bits_per_dim": float(bits.mean()), "standard_error": float(error)}
+
+
+def task_of(flags: NpzFlags) -> type[Samples]:
+    chosen = {
+        "legacy_seeds": LegacySamples, "reverse": Reverse, "likelihood": LikelihoodOfData,
+    }  # fmt: skip
+    asked = [name for name in chosen if getattr(flags, name, False)]
+    if len(asked) > 1:
+        raise InputError(f"--{asked[0]} and --{asked[1]} do not go together".replace("_", "-"))
+    return chosen[asked[0]] if asked else Samples
+
+
+def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any]:
+    """All that decides the samples, as plain data."""
+    found, guidance = opened.checkpoint, opened.guidance(flags)
+    own = ODEFlags if isinstance(flags, ODEFlags) else SDEFlags
+    sampler = {field.name: getattr(flags, field.name) for field in dataclasses.fields(own)}
+    path_type = next(name for name, path in PATHS.items() if path == opened.transport.path)
+    return {
+        "task": type(task).__name__,
+        "samples": task.count,
+        "checkpoint": {
+            "file": str(found.path), "sha256": sha256_of(found.path), "step": found.step,
+            "weights": flags.weights, "model": found.args.get("model"),
+        },
+        "sampler": {
+            "mode": own.__name__.removesuffix("Flags"), **sampler,
+            "num_sampling_steps": flags.num_sampling_steps,
+            "path_type": path_type, "prediction": opened.transport.prediction,
+            "sample_eps": opened.transport.sample_eps,
+            "state": "float64" if flags.float64 else "float32",
+        },
+        "guidance": {
+            "scale": guidance.scale, "channels": guidance.channels or "all",
+            "interval_in_t": guidance.interval,
+        },
+        "protocol": flags.protocol,
+        "dataset_name": opened.domain.name,
+        "image_size": opened.domain.raw_shape[-1],
+        "num_classes": opened.domain.num_classes,
+        "codec": opened.domain.codec.identity,
+        "seed": flags.global_seed,
+        "seed_scheme": "seed * world + rank" if flags.legacy_seeds else "(seed, sample index)",
+        "batch": flags.per_proc_batch_size,
+        "precision": "bf16" if flags.bf16 else ("tf32" if flags.tf32 else "fp32"),
+        "uint8": "127.5 x + 128, clamped to 0..255, truncated",
+    }  # fmt: skip
+
+
+def public_name(flags: NpzFlags, opened: Opened) -> str:
+    """SiT's folder name: model, checkpoint, guidance, batch, solver."""
+    found = opened.checkpoint
+    model = str(found.args.get("model") or "SiT").replace("/", "-")
+    stem = f"{model}-{found.path.stem}-cfg-{flags.cfg_scale}-{flags.per_proc_batch_size}"
+    solver = f"{flags.num_sampling_steps}-{flags.sampling_method}"
+    if isinstance(flags, ODEFlags):
+        return f"{stem}-ODE-{solver}"
+    return f"{stem}-SDE-{solver}-{flags.diffusion_form}-{flags.last_step}-{flags.last_step_size}"
+
+
+def digest(protocol: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2).encode())
+
+
+def is_finished(out: Path, blocks: Blocks, protocol: dict[str, Any], flags: NpzFlags) -> bool:
+    """Is there nothing left to do? Else make the blocks' folder ready to begin or to go on.
+
+    Raises:
+        InputError: files of that name were drawn in another way.
+    """
+    protocol = json.loads(json.dumps(protocol))
+    for path in (out.with_suffix(".json"), blocks.folder / "protocol.json"):
+        if path.exists():
+            there = json.loads(path.read_text())
+            changed = [key for key, value in protocol.items() if there.get(key) != value]
+            if changed:
+                raise InputError(
+                    f"{path} was drawn with another {changed[0]}: "
+                    "give another --name or --sample-dir, or delete it"
+                )
+    if out.exists() and out.with_suffix(".json").exists():
+        return True
+    if flags.legacy_seeds and blocks.folder.exists():
+        shutil.rmtree(blocks.folder)  # a rank's stream cannot be entered in the middle
+    write_json(blocks.folder / "protocol.json", protocol)
+    return False
+
+
+def finish(out: Path, blocks: Blocks, protocol: dict[str, Any], task: Samples) -> None:
+    """Pack the blocks into the .npz, write the protocol beside it, and clear up."""
+    blocks.pack(out, task.arrays, task.count)
+    rounds = [(part["calls"], part["rows"]) for part in blocks.rounds()]
+    calls, rows = (np.concatenate(parts)[: task.count] for parts in zip(*rounds, strict=True))
+    measured = {
+        "network_calls": {"mean": float(calls.mean()), "max": int(calls.max())},
+        "network_rows_per_sample": float(rows.mean()),
+        **task.summary(blocks),
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }  # fmt: skip
+    write_json(out.with_suffix(".json"), protocol | measured)
+    shutil.rmtree(blocks.folder)
+    print(f"{out}: {task.count} samples, {calls.mean():.0f} network calls each")
+    if "bits_per_dim" in measured:
+        print(f"bits per dimension {measured['bits_per_dim']:.4f}")
+
+
+def write_pngs(folder: Path, indices: range, images: np.ndarray, count: int) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in zip(indices, images, strict=True):
+        if index < count:
+            with atomic_write(folder / f"{index:06d}.png") as file:
+                Image.fromarray(image.squeeze()).save(file, format="PNG")
+
+
+if __name__ == "__main__":
+    run(main)

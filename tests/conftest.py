@@ -1,0 +1,33 @@
+"""Shared pieces of the tests; `make test` runs them all."""
+
+import os
+
+# Before torch: several processes share few cores, and sums must not depend on their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def perturb():
+    """Give a model weights at which every block does something: at its initial values each block
+    is the identity (adaLN-zero), and no test of the features could fail."""
+
+    def apply(model: nn.Module, scale: float = 0.2) -> nn.Module:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name != "pos_embed":
+                    parameter += scale * torch.randn(parameter.shape, generator=generator)
+        return model
+
+    return apply

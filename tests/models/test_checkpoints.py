@@ -1,0 +1,89 @@
+"""State dicts: ours, the public ones, REPA's with its reversed time; fine-tuning across sizes."""
+
+import pytest
+import torch
+
+from models import SiT, SiT_models, adapt, architecture_of, check_state, load
+
+
+@pytest.fixture
+def public(perturb):
+    """Stands for a public file: known size, so that its heads can be told from its tensors."""
+    model = SiT_models["SiT-S/4"](input_size=8, num_classes=10, learn_sigma=True)
+    return perturb(model).eval()
+
+
+ARGUMENTS = torch.randn(2, 4, 8, 8), torch.tensor([0.2, 0.9]), torch.tensor([3, 10])
+
+
+def test_a_public_state_dict_tells_its_own_architecture(public):
+    found = architecture_of(public.state_dict())
+    assert found == {k: v for k, v in public.config.items() if k in found}
+    assert torch.equal(load(public.state_dict())(*ARGUMENTS).pred, public(*ARGUMENTS).pred)
+
+
+def test_a_stored_architecture_is_used_where_tensors_cannot_tell(perturb):
+    model = perturb(
+        SiT(input_size=(24,), patch_size=4, hidden_size=48, depth=2, num_heads=3)
+    ).eval()
+    loaded = load(model.state_dict(), model.config)
+    x, t, y = torch.randn(2, 4, 24), torch.rand(2), torch.tensor([1, 5])
+    assert torch.equal(loaded(x, t, y).pred, model(x, t, y).pred)
+    assert not loaded.pos_embed.requires_grad
+
+
+def test_repa_files_become_sits(public):
+    """REPA: t = 0 is data and the network predicts noise - data; projectors are left out."""
+    weights = public.state_dict() | {"projectors.0.0.weight": torch.randn(8, 8)}
+    x, t, y = ARGUMENTS
+    as_sit = load(weights)
+    torch.testing.assert_close(as_sit(x, t, y).pred, -public(x, 1 - t, y).pred)
+    assert as_sit.null({"y": y})["y"].tolist() == [10, 10]
+    blocks = as_sit(x, t, y, return_blocks=(2,)).blocks
+    assert torch.equal(blocks[2], public(x, 1 - t, y, return_blocks=(2,)).blocks[2])
+
+
+def test_the_first_tensor_that_does_not_fit_is_named(public):
+    other = SiT_models["SiT-S/4"](input_size=8, num_classes=7)
+    with pytest.raises(ValueError, match=r"y_embedder.embedding_table.weight is \(11, 384\)"):
+        check_state(other, public.state_dict())
+    weights = public.state_dict()
+    del weights["blocks.3.mlp.fc1.bias"]
+    with pytest.raises(ValueError, match="no tensor blocks.3.mlp.fc1.bias"):
+        check_state(public, weights)
+    with pytest.raises(ValueError, match="tensor extra does not exist"):
+        check_state(public, public.state_dict() | {"extra": torch.zeros(1)})
+
+
+def test_weights_of_something_else_are_refused():
+    with pytest.raises(ValueError, match="not the weights of a SiT"):
+        load({"conv.weight": torch.zeros(3, 3)})
+
+
+def test_fine_tuning_to_other_classes_keeps_the_null_and_all_else(public):
+    model = SiT_models["SiT-S/4"](input_size=8, num_classes=3)
+    fresh = model.y_embedder.embedding_table.weight[:-1].clone()
+    model.load_state_dict(adapt(public.state_dict(), model))
+    table, old = model.y_embedder.embedding_table.weight, public.y_embedder.embedding_table.weight
+    assert torch.equal(table[:-1], fresh)
+    assert torch.equal(table[-1], old[-1])
+    assert torch.equal(model.blocks[3].mlp.fc1.weight, public.blocks[3].mlp.fc1.weight)
+    x, t, _ = ARGUMENTS
+    null = torch.tensor([3, 3])
+    assert torch.equal(model.eval()(x, t, null).pred, public(x, t, torch.tensor([10, 10])).pred)
+
+
+def test_fine_tuning_to_twice_the_size_resamples_positions(public):
+    model = SiT_models["SiT-S/4"](input_size=16, num_classes=10)
+    weights = adapt(public.state_dict(), model)
+    old = public.pos_embed.view(2, 2, -1).mean((0, 1))
+    new = weights["pos_embed"].view(4, 4, -1)
+    assert new.shape == (4, 4, 384)
+    torch.testing.assert_close(new.mean((0, 1)), old, atol=0.05, rtol=0)
+    left, right = new[:, 0], new[:, -1]
+    assert (left - public.pos_embed.view(2, 2, -1)[:, 0].mean(0)).norm() < (left - right).norm()
+
+
+def test_fine_tuning_cannot_change_the_width(public):
+    with pytest.raises(ValueError, match="pos_embed is .* in this model"):
+        adapt(public.state_dict(), SiT_models["SiT-B/4"](input_size=8, num_classes=10))

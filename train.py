@@ -1,0 +1,441 @@
+"""Train a SiT with LayerSync, or without.
+
+python train.py --preset digits
+torchrun --nproc_per_node=8 train.py --preset t1-xl
+"""
+
+import ast
+import contextlib
+import dataclasses
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+import domains
+from domains.order import GlobalBatches, positions
+from layersync import SCHEDULES, LayerSync, Regulariser, check_pairs, default_pair, default_weight
+from models import SiT, adapt, architecture, check_state
+from runtime import checkpoint, distributed
+from runtime.checkpoint import Checkpoint
+from runtime.config import MAY_CHANGE, TrainConfig, parse
+from runtime.ema import EMA
+from runtime.entry import asked_of_user, run
+from runtime.errors import InputError
+from runtime.log import Log, TensorBoard, Wandb
+from runtime.precision import arithmetic
+from runtime.presets import PRESETS
+from runtime.random import SampleStreams, generator
+from transport import Guidance, Sampler, TrainingStep, Transport, create_transport
+
+
+def main() -> None:
+    config = parse(TrainConfig, PRESETS)
+    ranks = distributed.start(config.device)
+    with asked_of_user():
+        config, domain, transport, model, regulariser = build(config)
+    if config.dry_run:
+        return ranks.from_main(lambda: print(plan(config, model)))
+
+    images = domain.train_set()
+    config = with_length(config, len(images), ranks.size)
+    start = ranks.from_main(lambda: starting_point(config))
+    folder, origin = Path(start.folder), start.ckpt and checkpoint.read(start.ckpt)
+    state = TrainState(config, model, regulariser, ranks.device)
+    with asked_of_user():
+        state.load(origin, start.resumes)
+    if state.step >= config.max_steps:
+        return ranks.from_main(lambda: print(f"{folder} is finished: step {state.step}"))
+
+    ranks.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+    log = Log(
+        folder, ranks, start=state.step, stop=config.max_steps,
+        images_per_step=config.global_batch_size,
+    )  # fmt: skip
+    log.writers = writers(config, folder, ranks)
+    log.say(f"{folder}: {model_line(config, model, regulariser)}")
+    autocast = arithmetic(config.precision, ranks.device)
+    codec = domain.codec.to(ranks.device)
+    training_step = wrap(TrainingStep(model, transport, regulariser), domain.shape, ranks)
+    batches = iter(loader(config, domain, images, ranks, start=state.step))
+    for step in range(state.step, config.max_steps):
+        weight = regulariser.weight(step) if regulariser else 0.0
+        draws = draws_of_step(config, domain.shape, step, ranks.device)
+        for micro, batch in enumerate(islice(batches, config.grad_accum)):
+            batch = batch.checked()
+            here = positions(
+                config.global_batch_size, rank=ranks.rank, ranks=ranks.size,
+                micro=micro, micro_batches=config.grad_accum,
+            )  # fmt: skip
+            raw, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (batch.raw, batch.y))
+            x = codec.to_input(codec.encode(raw), draws.posterior[here])
+            cond = model.drop({"y": y}, draws.dropped[here])
+            t = transport.times(draws.time[here])
+            with gradient_sync(training_step, last=micro == config.grad_accum - 1), autocast:
+                losses = training_step(
+                    x, draws.noise[here], t, cond, torch.full((), weight, device=ranks.device)
+                )
+                (losses.total / config.grad_accum).backward()
+            log.add(loss=losses.total, velocity=losses.velocity, reg=losses.reg)
+            log.problems(batch.problems)
+        log.add(grad_norm=state.update())
+
+        done = step + 1
+        last = done == config.max_steps
+        if last or done % config.log_every == 0:
+            log.write(done, reg_weight=weight)
+        if last or done % config.ckpt_every == 0:
+            with log.paused():
+                if ranks.is_main:
+                    state.save(folder, config)
+        if config.sample_every and (last or done % config.sample_every == 0):
+            with log.paused(), autocast:
+                path = folder / "samples" / f"{done:07d}.png"
+                if ranks.is_main:
+                    preview(path, state.ema.model, transport, domain, config, ranks.device)
+                    log.picture(done, path)
+    log.close()
+
+
+def build(
+    config: TrainConfig,
+) -> tuple[TrainConfig, domains.Domain, Transport, SiT, Regulariser | None]:
+    """The parts that the flags describe, and the flags with every `None` decided.
+
+    Raises:
+        ValueError: flags that do not go together.
+    """
+    domain = domains.build(
+        config.dataset_name, data_path=config.data_path, image_size=config.image_size,
+        num_classes=config.num_classes, vae=config.vae, cache_dir=config.cache_dir,
+        skip_corrupt=config.skip_corrupt,
+    )  # fmt: skip
+    network = architecture(
+        config.model, depth=config.depth, hidden_size=config.hidden_size, num_heads=config.num_heads
+    )
+    depth = network["depth"]
+    config = dataclasses.replace(
+        config,
+        image_size=domain.raw_shape[-1],
+        num_classes=domain.num_classes,
+        vae=domain.vae,
+        encoder_depth=config.encoder_depth or default_pair(depth)[0],
+        gt_encoder_depth=config.gt_encoder_depth or default_pair(depth)[1],
+        reg_weight=default_weight(depth) if config.reg_weight is None else config.reg_weight,
+    )
+    regulariser = REGULARISERS[config.loss_type](config, depth)
+    transport = create_transport(
+        config.path_type, config.prediction, config.loss_weight, config.train_eps, config.sample_eps
+    )
+    torch.manual_seed(config.global_seed)
+    model = SiT(
+        input_size=domain.shape[1:], in_channels=domain.shape[0], num_classes=domain.num_classes,
+        learn_sigma=config.learn_sigma,
+        class_dropout_prob=0.0,  # this loop drops labels itself, as a function of (seed, step)
+        **network,
+    )  # fmt: skip
+    model.activation_checkpointing = config.activation_checkpointing
+    return config, domain, transport, model, regulariser
+
+
+def layer_sync(config: TrainConfig, depth: int) -> LayerSync:
+    return synced([(config.encoder_depth, config.gt_encoder_depth)], config, depth)
+
+
+def multiple_sync(config: TrainConfig, depth: int) -> LayerSync:
+    try:
+        pairs = [(int(s), int(t)) for s, t in ast.literal_eval(config.multi_blocks_match)]
+    except (ValueError, SyntaxError, TypeError):
+        pairs = []
+    if not pairs:
+        raise InputError(
+            f"--multi-blocks-match {config.multi_blocks_match!r} names no pairs: "
+            "write it like '[(2,6),(4,8)]'"
+        )
+    return synced(pairs, config, depth)
+
+
+def synced(pairs: list[tuple[int, int]], config: TrainConfig, depth: int) -> LayerSync:
+    check_pairs(pairs, depth)
+    if config.reg_schedule != "constant" and config.reg_schedule_steps < 1:
+        raise InputError(f"--reg-schedule {config.reg_schedule} needs --reg-schedule-steps N")
+    return LayerSync(
+        pairs,
+        config.reg_weight,
+        schedule=SCHEDULES[config.reg_schedule](config.reg_schedule_steps),
+        stop_gradient=config.stop_gradient,
+        reverse=config.reverse_sync,
+    )
+
+
+REGULARISERS = {
+    "layer_sync": layer_sync,
+    "multiple_sync": multiple_sync,
+    "vanilla": lambda config, depth: None,
+}
+
+
+class Draws(NamedTuple):
+    """The random numbers of one step for the whole global batch."""
+
+    noise: Tensor  # (B, C, *axes), x_0
+    posterior: Tensor  # (B, C, *axes), of the codec
+    time: Tensor  # (B,), uniform in [0, 1)
+    dropped: Tensor  # (B,), labels replaced by the null
+
+
+def draws_of_step(
+    config: TrainConfig, shape: tuple[int, ...], step: int, device: torch.device
+) -> Draws:
+    """Every rank draws the whole global batch and uses its own positions, so that what a position
+    sees does not depend on the number of ranks, and resuming needs the step alone."""
+    batch = config.global_batch_size
+    random = generator(device, config.global_seed, "step", step)
+    kwargs = dict(generator=random, device=device)
+    return Draws(
+        noise=torch.randn(batch, *shape, **kwargs),
+        posterior=torch.randn(batch, *shape, **kwargs),
+        time=torch.rand(batch, **kwargs),
+        dropped=torch.rand(batch, **kwargs) < config.class_dropout_prob,
+    )
+
+
+class TrainState:
+    """All that a checkpoint must hold to go on exactly."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: SiT,
+        regulariser: Regulariser | None,
+        device: torch.device,
+    ) -> None:
+        self.clip = config.clip_grad_norm or float("inf")
+        self.model = model.to(device)
+        self.regulariser = (regulariser or nn.Identity()).to(device)
+        self.ema = EMA(model, config.ema_decay)
+        self.parameters = [*model.parameters(), *self.regulariser.parameters()]
+        self.opt = torch.optim.AdamW(
+            self.parameters, lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.step = 0
+
+    def update(self) -> Tensor:
+        """Clip, optimizer, EMA; returns the norm of the gradient before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.opt.step()
+        self.opt.zero_grad(set_to_none=True)
+        self.ema.update(self.model)
+        self.step += 1
+        return norm
+
+    def load(self, origin: Checkpoint | None, resumes: bool) -> None:
+        """Go on from a checkpoint, or start a fine-tuning from its EMA weights.
+
+        Raises:
+            ValueError: naming the first tensor that does not fit.
+        """
+        if origin is None:
+            return
+        if not resumes:
+            weights = adapt(origin.ema, self.model)
+            self.model.load_state_dict(weights)
+            self.ema.model.load_state_dict(weights)
+            return
+        if not origin.opt or origin.step is None:
+            raise InputError(
+                f"{origin.path} holds no optimizer state or step, so it cannot be resumed: "
+                "use --fine-tune to start from its EMA weights"
+            )
+        for module, weights in ((self.model, origin.model), (self.ema.model, origin.ema)):
+            check_state(module, weights)
+            module.load_state_dict(weights)
+        self.regulariser.load_state_dict(origin.regulariser)
+        self.opt.load_state_dict(origin.opt)
+        self.step = origin.step
+
+    def save(self, folder: Path, config: TrainConfig) -> None:
+        path = folder / "checkpoints" / f"{self.step:07d}.pt"
+        content = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "opt": self.opt.state_dict(),
+            "args": dataclasses.asdict(config),
+            "train_steps": self.step,
+            "architecture": self.model.config,
+            "regulariser": self.regulariser.state_dict(),
+        }
+        checkpoint.save(path, content)
+        checkpoint.prune(folder, config.keep_last, config.milestone_every)
+
+
+class Start(NamedTuple):
+    folder: str
+    ckpt: str | None
+    resumes: bool
+
+
+def starting_point(config: TrainConfig) -> Start:
+    """Decide where this run writes and what it starts from; in order:
+
+    1. --resume auto and there is a run of this model and name with a checkpoint: go on with it.
+    2. --ckpt without --fine-tune: go on with that file, in its run's folder if it is the newest
+       there, else in a new one, so that nothing is overwritten.
+    3. --ckpt with --fine-tune: a new run that starts from its EMA weights.
+    4. a new run.
+
+    Raises:
+        InputError: the checkpoint belongs to other flags, or does not exist.
+    """
+    label = checkpoint.run_label(config.model, config.wandb_run_name)
+    results = Path(config.results_dir)
+    if config.fine_tune and not config.ckpt:
+        raise InputError("--fine-tune needs --ckpt: the file or run folder to start from")
+    if config.resume == "auto":
+        for folder in reversed(checkpoint.runs(results, label)):
+            if checkpoint.files_of(folder):
+                origin = checkpoint.read(folder)
+                refuse_changes(config, origin)
+                return Start(str(folder), str(origin.path), resumes=True)
+    fresh = checkpoint.new_run(results, label)
+    if not config.ckpt:
+        return Start(str(fresh), None, resumes=False)
+    origin = checkpoint.read(config.ckpt)
+    if config.fine_tune:
+        return Start(str(fresh), str(origin.path), resumes=False)
+    refuse_changes(config, origin)
+    folder = origin.path.parent.parent
+    in_its_run = origin.path.parent.name == "checkpoints"
+    continues = in_its_run and checkpoint.newest(folder) == origin.path
+    return Start(str(folder if continues else fresh), str(origin.path), resumes=True)
+
+
+def refuse_changes(config: TrainConfig, origin: Checkpoint) -> None:
+    if config.resume_anyway:
+        return
+    flags = dataclasses.asdict(config)
+    changed = [
+        f"--{name.replace('_', '-')} {origin.args[name]} -> {value}"
+        for name, value in flags.items()
+        if name not in MAY_CHANGE and name in origin.args and origin.args[name] != value
+    ]
+    if changed:
+        raise InputError(
+            f"{origin.path} was trained with other flags ({'; '.join(changed)}): "
+            "give the same ones, or --resume-anyway"
+        )
+
+
+def with_length(config: TrainConfig, images: int, ranks: int) -> TrainConfig:
+    """The flags with `max_steps` decided.
+
+    Raises:
+        InputError: the global batch does not fit the data or the processes.
+    """
+    batch, parts = config.global_batch_size, ranks * config.grad_accum
+    if batch < 1 or batch % parts:
+        raise InputError(
+            f"--global-batch-size {batch} is not divisible by {ranks} processes x "
+            f"{config.grad_accum} micro-batches"
+        )
+    if images < batch:
+        raise InputError(
+            f"the data set has {images} images, fewer than one --global-batch-size {batch}"
+        )
+    steps = config.epochs * (images // batch) if config.max_steps is None else config.max_steps
+    return dataclasses.replace(config, max_steps=steps)
+
+
+def loader(config: TrainConfig, domain, images, ranks, *, start: int) -> DataLoader:
+    order = GlobalBatches(
+        len(images), config.global_batch_size, seed=config.global_seed, start=start,
+        stop=config.max_steps, rank=ranks.rank, ranks=ranks.size, micro_batches=config.grad_accum,
+    )  # fmt: skip
+    return DataLoader(
+        images, batch_sampler=order, collate_fn=domain.collate, num_workers=config.num_workers,
+        pin_memory=ranks.device.type == "cuda",
+    )  # fmt: skip
+
+
+def wrap(training_step: TrainingStep, shape: tuple[int, ...], ranks) -> nn.Module:
+    """Model and regulariser in one DDP module, so that projectors' gradients are averaged too."""
+    if ranks.size == 1:
+        return training_step
+    device = ranks.device
+    ddp = DistributedDataParallel(
+        training_step, device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True, broadcast_buffers=False,
+    )  # fmt: skip
+    # DDP regroups its buckets after the first backward pass, which changes the order of its sums.
+    # Two throw-away passes settle that, so that a resumed run adds up as an uninterrupted one.
+    zeros, one = torch.zeros(1, *shape, device=device), torch.zeros(1, device=device)
+    for _ in range(2):
+        ddp(zeros, zeros, one, {"y": one.long()}, one.sum()).total.backward()
+    ddp.zero_grad(set_to_none=True)
+    return ddp
+
+
+def gradient_sync(module: nn.Module, *, last: bool) -> contextlib.AbstractContextManager:
+    """Gradients are averaged over ranks in the last micro-batch only."""
+    return contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()
+
+
+@torch.no_grad()
+def preview(
+    path: Path, model: SiT, transport: Transport, domain, config: TrainConfig, device: torch.device
+) -> None:
+    """A sheet of EMA samples, the same seeds and classes every time."""
+    count = 16
+    streams = SampleStreams(range(count), config.global_seed, device)
+    classes = max(domain.num_classes, 1)
+    y = torch.arange(count, device=device) * classes // count
+    guidance = Guidance(config.cfg_scale, model.null, domain.guided_channels)
+    sample = Sampler(transport).sample_ode(sampling_method="heun2", num_steps=25, guidance=guidance)
+    z, _ = streams.start(domain.shape, domain.num_classes)
+    x = sample(z, model, y=y)[-1]
+    domain.save_grid(domain.codec.decode(x), path)
+
+
+def writers(config: TrainConfig, folder: Path, ranks) -> list[Any]:
+    if not ranks.is_main:
+        return []
+    chosen: list[Any] = []
+    if config.tensorboard:
+        try:
+            chosen.append(TensorBoard(folder))
+        except ImportError:
+            print("TensorBoard is not installed: no events are written", file=sys.stderr)
+    if config.wandb:
+        chosen.append(Wandb(folder, dataclasses.asdict(config)))
+    return chosen
+
+
+def model_line(config: TrainConfig, model: SiT, regulariser: Regulariser | None) -> str:
+    parameters = sum(p.numel() for p in model.parameters())
+    return f"{config.model}, {parameters:,} parameters, {regulariser or 'no regulariser'}"
+
+
+def plan(config: TrainConfig, model: SiT) -> str:
+    """What --dry-run prints."""
+    flags = [f"  {name:24} {value}" for name, value in dataclasses.asdict(config).items()]
+    parameters = sum(p.numel() for p in model.parameters())
+    states = 20 * parameters / 2**30  # float32 weights, gradients, two moments, EMA
+    file = 16 * parameters / 2**30  # the same without gradients
+    return "\n".join(
+        [
+            *flags,
+            f"parameters                 {parameters:,}",
+            f"memory per process         {states:.2f} GiB for weights, gradients, AdamW and EMA, "
+            "before activations",
+            f"checkpoint                 {file:.2f} GiB each",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run(main)

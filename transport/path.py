@@ -1,0 +1,117 @@
+"""Paths from noise to data: x_t = alpha(t) x1 + sigma(t) x0, t = 0 is noise x0, t = 1 is data x1.
+
+Everything of SiT (arXiv 2401.08740) that is a formula in alpha, sigma and their derivatives.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Schedule(NamedTuple):
+    """alpha, sigma and their time derivatives at some t; four tensors of t's shape."""
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+    @property
+    def wronskian(self) -> Tensor:
+        """alpha' sigma - alpha sigma' > 0: the denominator that all conversions share."""
+        return self.d_alpha * self.sigma - self.alpha * self.d_sigma
+
+
+def linear(t: Tensor) -> Schedule:
+    """x_t = t x1 + (1 - t) x0, the straight path; the paper's."""
+    one = torch.ones_like(t)
+    return Schedule(alpha=t, sigma=1 - t, d_alpha=one, d_sigma=-one)
+
+
+def gvp(t: Tensor) -> Schedule:
+    """alpha = sin(pi t / 2), sigma = cos(pi t / 2): keeps the variance (generalized VP)."""
+    quarter = math.pi / 2
+    # cos(pi t / 2), written so that it is exactly 0, and never negative, at t = 1.
+    alpha, sigma = torch.sin(quarter * t), torch.sin(quarter * (1 - t))
+    return Schedule(alpha, sigma, quarter * sigma, -quarter * alpha)
+
+
+def vp(t: Tensor, low: float = 0.1, high: float = 20.0) -> Schedule:
+    """Variance-preserving diffusion with beta from `low` (data) to `high` (noise)."""
+    s = 1 - t
+    log_alpha = -0.25 * s**2 * (high - low) - 0.5 * s * low
+    alpha, sigma = torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
+    d_alpha = alpha * (0.5 * s * (high - low) + 0.5 * low)
+    return Schedule(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
+
+
+class Path(NamedTuple):
+    """A schedule and where in time it is singular.
+
+    pure_noise: alpha(0) = 0, so that noise and score predictions give no velocity at t = 0.
+    steep_end: sigma' diverges at t = 1, where data have no velocity.
+    """
+
+    schedule: Callable[[Tensor], Schedule]
+    pure_noise: bool
+    steep_end: bool
+
+    def at(self, t: Tensor, x: Tensor) -> Schedule:
+        """The schedule at t, (B,) or 0-dim, shaped to multiply x (B, ...)."""
+        return self.schedule(t.view(-1, *[1] * (x.ndim - 1)))
+
+    def sample(self, x1: Tensor, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and its velocity u_t = d x_t / dt, for data x1, noise x0 (B, ...) and t (B,)."""
+        s = self.at(t, x1)
+        return s.alpha * x1 + s.sigma * x0, s.d_alpha * x1 + s.d_sigma * x0
+
+
+PATHS = {
+    "Linear": Path(linear, pure_noise=True, steep_end=False),
+    "GVP": Path(gvp, pure_noise=True, steep_end=False),
+    "VP": Path(vp, pure_noise=False, steep_end=True),
+}
+
+# What a network may predict, and (s, x_t, prediction) -> the same thing in another form. With the
+# wronskian every quotient is finite wherever its limit is: only alpha = 0 and sigma = 0 remain.
+PREDICTIONS = ("velocity", "noise", "score")
+CONVERSIONS: dict[tuple[str, str], Callable[[Schedule, Tensor, Tensor], Tensor]] = {
+    ("noise", "velocity"): lambda s, x, e: (s.d_alpha * x - s.wronskian * e) / s.alpha,
+    ("score", "velocity"): lambda s, x, g: (s.d_alpha * x + s.sigma * s.wronskian * g) / s.alpha,
+    ("velocity", "noise"): lambda s, x, v: (s.d_alpha * x - s.alpha * v) / s.wronskian,
+    ("score", "noise"): lambda s, x, g: -s.sigma * g,
+    ("velocity", "score"): lambda s, x, v: (s.alpha * v - s.d_alpha * x) / (s.sigma * s.wronskian),
+    ("noise", "score"): lambda s, x, e: -e / s.sigma,
+}
+
+
+def convert(s: Schedule, x: Tensor, value: Tensor, source: str, target: str) -> Tensor:
+    """`value` of kind `source` at x = x_t as kind `target`; kinds are in PREDICTIONS."""
+    return value if source == target else CONVERSIONS[source, target](s, x, value)
+
+
+# (t, s, norm) -> D(t) of dx = (velocity + D score) dt + sqrt(2 D) dW; SiT's choices. Every D >= 0
+# has the same marginals.
+DIFFUSION_FORMS: dict[str, Callable[[Tensor, Schedule, float], Tensor]] = {
+    "constant": lambda t, s, norm: norm * torch.ones_like(t),
+    "SBDM": lambda t, s, norm: norm * s.sigma * s.wronskian / s.alpha,
+    "sigma": lambda t, s, norm: norm * s.sigma,
+    "linear": lambda t, s, norm: norm * (1 - t),
+    "decreasing": lambda t, s, norm: 0.25 * (norm * torch.cos(math.pi * t) + 1) ** 2,
+    "increasing-decreasing": lambda t, s, norm: norm * torch.sin(math.pi * t) ** 2,
+}
+
+
+def check_known(names: Collection[Any], name: Any, what: str) -> None:
+    """An unknown name is a ValueError that lists the known ones."""
+    if name not in names:
+        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(map(str, names))}")
+
+
+def choose(table: Mapping[Any, Any], name: Any, what: str) -> Any:
+    """table[name], checked as by `check_known`."""
+    check_known(table, name, what)
+    return table[name]

@@ -1,0 +1,29 @@
+"""Published ways of sampling, by the name of `sample_ddp.py --protocol`: the values of its flags.
+
+Guidance intervals are in t (t = 1 is data). Behind each row: its source and FID-50K for SiT-XL/2.
+"""
+
+from typing import Any
+
+UNGUIDED = dict(cfg_scale=1.0, cfg_channels=None, guidance_low=None, guidance_high=None)
+NO_DIFFUSION = dict(diffusion_form=None, diffusion_norm=None, last_step=None, last_step_size=None)
+
+ODE_HEUN = dict(mode="ODE", sampling_method="heun2", num_sampling_steps=250, **NO_DIFFUSION)
+SDE_SIGMA = dict(
+    mode="SDE",
+    sampling_method="Euler",
+    num_sampling_steps=250,
+    diffusion_form="sigma",
+    diffusion_norm=1.0,
+    last_step="Mean",
+    last_step_size=0.04,
+)
+CFG_PAPER = dict(cfg_scale=1.37, cfg_channels="3", guidance_low=0.0, guidance_high=1.0)
+CFG_REPA = dict(cfg_scale=1.8, cfg_channels="all", guidance_low=0.3, guidance_high=1.0)
+
+# 250 is read as time points, as in SiT: 498 calls with Heun, 250 with Euler and its last step.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "paper-ode": ODE_HEUN | UNGUIDED | dict(float64=False),  # LayerSync Table 1, 160 epochs: 8.29
+    "paper-sde": SDE_SIGMA | CFG_PAPER | dict(float64=False),  # LayerSync Table 2, 800 epochs: 1.89
+    "repa-sde": SDE_SIGMA | CFG_REPA | dict(float64=True),  # REPA 2410.06940, 800 epochs: 1.42
+}

@@ -1,0 +1,202 @@
+"""Sampling: the network's prediction as a velocity and a score, and a solver along them.
+
+ODE: dx = v dt.   SDE: dx = (v + D score) dt + sqrt(2 D) dW, the same marginals for every D >= 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .guidance import Guidance, network
+from .likelihood import Likelihood, rademacher, solve_likelihood
+from .path import DIFFUSION_FORMS, Schedule, check_known, choose
+from .solvers import (
+    ODE_METHODS,
+    SDE_METHODS,
+    Noise,
+    batch_rms,
+    integrate,
+    worst_sample_rms,
+)
+from .transport import Transport
+
+# From the last time to the data: (x, size, s, velocity, score, D). None stays where it is.
+LastStep = Callable[[Tensor, float, Schedule, Tensor, Tensor, Tensor], Tensor]
+LAST_STEPS: dict[str | None, LastStep | None] = {
+    "Mean": lambda x, size, s, v, score, D: x + size * (v + D * score),
+    "Euler": lambda x, size, s, v, score, D: x + size * v,
+    "Tweedie": lambda x, size, s, v, score, D: (x + s.sigma**2 * score) / s.alpha,
+    None: None,
+}
+
+
+class Sampler:
+    """SiT's sampler interface. Each method returns `fn(z, model_fn, **model_kwargs)`.
+
+    `model_fn(x, t, **model_kwargs)` returns a prediction (B, ...), or an `Output` that holds one.
+    z (B, ...) is the start; the state keeps its dtype. The result is (1, B, ...): only the final
+    sample, `result[-1]`, is kept. Nothing of a sampler is differentiated.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def sample_ode(
+        self,
+        *,
+        sampling_method: str = "dopri5",
+        num_steps: int = 50,
+        atol: float = 1e-6,
+        rtol: float = 1e-3,
+        reverse: bool = False,
+        guidance: Guidance | None = None,
+        per_sample_error: bool = True,
+    ) -> Callable[..., Tensor]:
+        """The probability flow from noise to data.
+
+        Args:
+            sampling_method: one of ODE_METHODS; adaptive ones use atol and rtol, not num_steps.
+            num_steps: time points, ends included, as in SiT: Euler makes num_steps - 1 calls.
+            reverse: from data back to noise.
+            per_sample_error: adaptive steps must suit every sample; False averages the error
+                over the batch, as the public code does.
+
+        Raises:
+            ValueError: an unknown method, or fewer than two time points.
+        """
+        check_known(ODE_METHODS, sampling_method, "ODE sampling method")
+        times = time_grid(*self.transport.ode_interval(), num_steps)
+        if reverse:
+            times.reverse()
+
+        @torch.no_grad()
+        def sample(z: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Tensor:
+            predict = network(model_fn, model_kwargs, guidance)
+
+            def velocity(x: Tensor, t: float, start: float) -> Tensor:
+                return self.transport.velocity(predict(x, t, start), x, filled(t, x))
+
+            return integrate(
+                velocity,
+                z,
+                times,
+                method=sampling_method,
+                atol=atol,
+                rtol=rtol,
+                norm=worst_sample_rms if per_sample_error else batch_rms,
+            )[None]
+
+        return sample
+
+    def sample_sde(
+        self,
+        *,
+        sampling_method: str = "Euler",
+        diffusion_form: str = "SBDM",
+        diffusion_norm: float = 1.0,
+        last_step: str | None = "Mean",
+        last_step_size: float = 0.04,
+        num_steps: int = 250,
+        guidance: Guidance | None = None,
+        randn: Noise = torch.randn_like,
+    ) -> Callable[..., Tensor]:
+        """A diffusion from noise to data; SiT's best results use the form "sigma".
+
+        Args:
+            sampling_method: one of SDE_METHODS.
+            diffusion_form, diffusion_norm: D(t), one of DIFFUSION_FORMS and its factor.
+            last_step, last_step_size: one of LAST_STEPS, from t = 1 - last_step_size to the data.
+            num_steps: time points, ends included. With a last step, Euler makes num_steps calls.
+            randn: x -> standard normal noise like x, called once per step.
+
+        Raises:
+            ValueError: an unknown name, fewer than two time points, a last step not in [0, 1).
+        """
+        solve = choose(SDE_METHODS, sampling_method, "SDE sampling method")
+        form = choose(DIFFUSION_FORMS, diffusion_form, "diffusion form")
+        finish = choose(LAST_STEPS, last_step, "last step")
+        if not 0 <= last_step_size < 1:
+            raise ValueError(f"last_step_size is {last_step_size}; it must lie in [0, 1)")
+        transport = self.transport
+        times = time_grid(
+            *transport.sample_interval(
+                last_step_size if finish else 0.0,
+                divides_at_start=transport.prediction != "velocity" or diffusion_form == "SBDM",
+                # Both ask for the score at the last time; plain Euler-Maruyama never does.
+                divides_at_end=sampling_method == "Heun" or finish is not None,
+            ),
+            num_steps,
+        )
+
+        def diffusion(x: Tensor, t: float) -> Tensor:
+            time = filled(t, x)
+            return form(time, transport.path.schedule(time), diffusion_norm)
+
+        @torch.no_grad()
+        def sample(z: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Tensor:
+            predict = network(model_fn, model_kwargs, guidance)
+
+            def velocity_and_score(x: Tensor, t: float, start: float) -> tuple[Tensor, Tensor]:
+                pred, time = predict(x, t, start), filled(t, x)
+                return transport.velocity(pred, x, time), transport.score(pred, x, time)
+
+            def drift(x: Tensor, t: float, start: float) -> Tensor:
+                velocity, score = velocity_and_score(x, t, start)
+                return velocity + diffusion(x, t) * score
+
+            x = solve(drift, diffusion, z, times, randn)
+            if finish is not None:
+                end = times[-1]
+                velocity, score = velocity_and_score(x, end, end)
+                schedule = transport.path.at(filled(end, x), x)
+                x = finish(x, last_step_size, schedule, velocity, score, diffusion(x, end))
+            return x[None]
+
+        return sample
+
+    def sample_ode_likelihood(
+        self,
+        *,
+        sampling_method: str = "dopri5",
+        num_steps: int = 50,
+        atol: float = 1e-6,
+        rtol: float = 1e-3,
+        probe: Noise = rademacher,
+    ) -> Callable[..., Likelihood]:
+        """The log-density of data under the flow: fn(x, model_fn, **model_kwargs) -> Likelihood.
+
+        Args:
+            sampling_method, num_steps, atol, rtol: as for `sample_ode`.
+            probe: x -> random signs (or any noise with identity covariance) like x, drawn once.
+
+        Raises:
+            ValueError: an unknown method, or fewer than two time points.
+        """
+        check_known(ODE_METHODS, sampling_method, "ODE sampling method")
+        times = time_grid(*self.transport.ode_interval(), num_steps)[::-1]
+
+        def evaluate(x: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Likelihood:
+            predict = network(model_fn, model_kwargs)
+
+            def velocity(x: Tensor, t: float) -> Tensor:
+                return self.transport.velocity(predict(x, t, t), x, filled(t, x))
+
+            return solve_likelihood(
+                velocity, x, times, probe(x), method=sampling_method, atol=atol, rtol=rtol
+            )
+
+        return evaluate
+
+
+def time_grid(start: float, end: float, num_steps: int) -> list[float]:
+    """num_steps equally spaced times on the host: stepping through them never asks the device."""
+    if num_steps < 2:
+        raise ValueError(f"num_steps is {num_steps}; at least 2 time points are needed")
+    return torch.linspace(start, end, num_steps, dtype=torch.float64).tolist()
+
+
+def filled(t: float, x: Tensor) -> Tensor:
+    """t as a 0-dim tensor beside x."""
+    return torch.full((), t, dtype=x.dtype, device=x.device)

@@ -1,0 +1,170 @@
+"""The training objective on a path: what the network is asked for, how it is scored, and when."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .path import PATHS, PREDICTIONS, Path, Schedule, check_known, choose, convert
+
+# Factor on the squared error of noise and score predictions (SiT); a velocity needs none.
+LOSS_WEIGHTS: dict[str | None, Callable[[Schedule], Tensor]] = {
+    None: lambda s: torch.ones_like(s.alpha),
+    "velocity": lambda s: (s.wronskian / s.alpha) ** 2,
+    "likelihood": lambda s: s.wronskian / (s.alpha * s.sigma),
+}
+
+# A target that is finite for every path, and what of the prediction is compared with it.
+ERRORS: dict[str, Callable[[Schedule, Tensor, Tensor, Tensor], Tensor]] = {
+    "velocity": lambda s, pred, velocity, noise: pred - velocity,
+    "noise": lambda s, pred, velocity, noise: pred - noise,
+    "score": lambda s, pred, velocity, noise: pred * s.sigma + noise,
+}
+
+# How far sampling stays from an end of time at which a formula in use divides by zero.
+MARGIN = 1e-3
+
+
+@dataclass(frozen=True)
+class Transport:
+    """A path, what the network predicts on it, and the part of [0, 1] that is used.
+
+    Args:
+        path: a row of PATHS.
+        prediction: one of PREDICTIONS.
+        loss_weight: a key of LOSS_WEIGHTS; ignored by velocity predictions.
+        train_eps, sample_eps: distance kept from t = 1, and from t = 0 where alpha(0) = 0.
+    """
+
+    path: Path
+    prediction: str = "velocity"
+    loss_weight: str | None = None
+    train_eps: float = 0.0
+    sample_eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_known(PREDICTIONS, self.prediction, "prediction")
+        check_known(LOSS_WEIGHTS, self.loss_weight, "loss weight")
+        for name in ("train_eps", "sample_eps"):
+            if not 0 <= getattr(self, name) < 0.5:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 0.5)")
+
+    def loss(
+        self, pred: Tensor, x: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Squared error of the prediction at x_t, mean over all but the batch: (B,), float32.
+
+        Args:
+            pred, x, noise: (B, C, *grid); x are data.
+            t: (B,).
+            mask: (B, 1, *grid), true where a position counts; a sample without any counts as 0.
+        """
+        x, noise = x.float(), noise.float()
+        schedule = self.path.at(t, x)
+        _, velocity = self.path.sample(x, noise, t)
+        error = ERRORS[self.prediction](schedule, pred.float(), velocity, noise) ** 2
+        if self.prediction != "velocity":
+            error = error * LOSS_WEIGHTS[self.loss_weight](schedule)
+        if mask is None:
+            return error.flatten(1).mean(1)
+        mask = mask.to(error.dtype).expand_as(error)
+        return (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+
+    def times(self, u: Tensor) -> Tensor:
+        """Training times for uniform u in [0, 1): stretched onto `train_interval`."""
+        start, end = self.train_interval()
+        return start + (end - start) * u
+
+    def train_interval(self) -> tuple[float, float]:
+        """(first, last) time of training."""
+        return self.train_eps if self.path.pure_noise else 0.0, 1.0 - self.train_eps
+
+    def sample_interval(
+        self,
+        last_step_size: float = 0.0,
+        *,
+        divides_at_start: bool = False,
+        divides_at_end: bool = False,
+    ) -> tuple[float, float]:
+        """(first, last) time of sampling; a last step of its own, if any, covers the rest.
+
+        `divides_at_start`, `divides_at_end`: the sampler divides by alpha or sigma there. SiT's
+        defaults give 0 / 0 then; we keep MARGIN away from that end, and only then.
+        """
+        start = self.sample_eps if self.path.pure_noise else 0.0
+        end = 1.0 - (last_step_size or self.sample_eps)
+        if start == 0 and self.path.pure_noise and divides_at_start:
+            start = MARGIN
+        if end == 1 and divides_at_end:
+            end = 1.0 - MARGIN
+        return start, end
+
+    def ode_interval(self) -> tuple[float, float]:
+        """(first, last) time of the probability flow, for samples and for likelihoods."""
+        indirect = self.prediction != "velocity"
+        return self.sample_interval(
+            divides_at_start=indirect, divides_at_end=indirect and self.path.steep_end
+        )
+
+    def velocity(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity at x = x_t that the network's prediction amounts to."""
+        return convert(self.path.at(t, x), x, pred, self.prediction, "velocity")
+
+    def score(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The score, grad log p_t(x), at x = x_t that the network's prediction amounts to."""
+        return convert(self.path.at(t, x), x, pred, self.prediction, "score")
+
+    def training_losses(
+        self,
+        model: Callable[..., Any],
+        x1: Tensor,
+        model_kwargs: dict[str, Any] | None = None,
+        *,
+        x0: Tensor | None = None,
+        t: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """SiT's entry: {"loss": (B,), "pred": as x1} for data x1; noise and times drawn if absent.
+
+        The training loop uses `TrainingStep`, which adds the regulariser.
+        """
+        x0 = torch.randn_like(x1) if x0 is None else x0
+        t = self.times(torch.rand(x1.shape[0], device=x1.device)) if t is None else t
+        x_t, _ = self.path.sample(x1, x0, t)
+        pred = prediction_of(model(x_t, t, **(model_kwargs or {})))
+        return {"loss": self.loss(pred, x1, x0, t, mask), "pred": pred}
+
+
+def prediction_of(output: Any) -> Tensor:
+    """The prediction of a model that returns `Output(pred, blocks)` or just a tensor."""
+    return output if isinstance(output, Tensor) else output.pred
+
+
+def create_transport(
+    path_type: str = "Linear",
+    prediction: str = "velocity",
+    loss_weight: str | None = None,
+    train_eps: float | None = None,
+    sample_eps: float | None = None,
+) -> Transport:
+    """A Transport with SiT's arguments; epsilons left at None take SiT's defaults.
+
+    Raises:
+        ValueError: an unknown name, or an epsilon outside [0, 0.5).
+    """
+    path = choose(PATHS, path_type, "path")
+    if path.steep_end:
+        defaults = (1e-5, 1e-3)
+    elif prediction != "velocity":
+        defaults = (1e-3, 1e-3)
+    else:
+        defaults = (0.0, 0.0)
+    return Transport(
+        path=path,
+        prediction=prediction,
+        loss_weight=loss_weight,
+        train_eps=defaults[0] if train_eps is None else train_eps,
+        sample_eps=defaults[1] if sample_eps is None else sample_eps,
+    )
