@@ -42,7 +42,7 @@ def main() -> None:
     if config.dry_run:
         return ranks.from_main(lambda: print(plan(config, model)))
 
-    images = domain.train_set()
+    images, codec = domain.train_set(), domain.codec.to(ranks.device)
     config = with_length(config, len(images), ranks.size)
     start = ranks.from_main(lambda: starting_point(config))
     folder, origin = Path(start.folder), start.ckpt and checkpoint.read(start.ckpt)
@@ -60,7 +60,6 @@ def main() -> None:
     log.writers = writers(config, folder, ranks)
     log.say(f"{folder}: {model_line(config, model, regulariser)}")
     autocast = arithmetic(config.precision, ranks.device)
-    codec = domain.codec.to(ranks.device)
     training_step = wrap(TrainingStep(model, transport, regulariser), domain.shape, ranks)
     batches = iter(loader(config, domain, images, ranks, start=state.step))
     for step in range(state.step, config.max_steps):
@@ -124,9 +123,9 @@ def build(
         image_size=domain.raw_shape[-1],
         num_classes=domain.num_classes,
         vae=domain.vae,
-        encoder_depth=config.encoder_depth or default_pair(depth)[0],
-        gt_encoder_depth=config.gt_encoder_depth or default_pair(depth)[1],
-        reg_weight=default_weight(depth) if config.reg_weight is None else config.reg_weight,
+        encoder_depth=given(config.encoder_depth, default_pair(depth)[0]),
+        gt_encoder_depth=given(config.gt_encoder_depth, default_pair(depth)[1]),
+        reg_weight=given(config.reg_weight, default_weight(depth)),
     )
     regulariser = REGULARISERS[config.loss_type](config, depth)
     transport = create_transport(
@@ -141,6 +140,10 @@ def build(
     )  # fmt: skip
     model.activation_checkpointing = config.activation_checkpointing
     return config, domain, transport, model, regulariser
+
+
+def given(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def layer_sync(config: TrainConfig, depth: int) -> LayerSync:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +26,6 @@ VAES = {  # name -> hub id, latent channels, downsampling
 
 
 class Codec(Protocol):
-    name: str
     identity: dict  # plain data for the protocol JSON
 
     def encode(self, raw: Tensor) -> Tensor:
@@ -53,7 +53,6 @@ def to_uint8(x: Tensor) -> Tensor:
 class PixelCodec:
     """The model sees the pixels themselves; the noise of `to_input` is not used."""
 
-    name = "pixels"
     identity = {"name": "pixels"}
 
     def encode(self, raw: Tensor) -> Tensor:
@@ -78,7 +77,7 @@ class VAECodec:
 
     chunk = 8  # images the VAE works on at once; more only costs memory
 
-    def __init__(self, vae, name: str = "vae") -> None:
+    def __init__(self, vae, name: str) -> None:
         self.vae, self.name = vae.eval().requires_grad_(False), name
         self.scale = vae.config.scaling_factor
         self.shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -92,10 +91,12 @@ class VAECodec:
         Raises:
             InputError: not to be had here, not an AutoencoderKL, or incomplete.
         """
+        autoencoder = autoencoder_class(name)
         from safetensors import SafetensorError
 
+        options = {"use_safetensors": True, "output_loading_info": True}
         try:
-            vae, report = from_pretrained(name, cache_dir)
+            vae, report = looked_up(autoencoder.from_pretrained, name, cache_dir, **options)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise absent(name, cache_dir, error) from error
         if report["missing_keys"]:
@@ -145,8 +146,10 @@ def latent_shape(name: str, image_size: int, cache_dir: str | None = None) -> tu
         config = read_config(name, cache_dir)
         try:
             channels, down = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
-        except KeyError as error:
-            raise InputError(f"--vae {name}: its config.json has no {error}") from error
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"--vae {name}: its config.json is not that of an AutoencoderKL ({error})"
+            ) from error
     if image_size % down:
         raise InputError(
             f"--image-size {image_size} is no multiple of {down}, by which --vae {name} downsamples"
@@ -168,17 +171,17 @@ def hub_id(name: str) -> str:
 
 
 def is_path(name: str) -> bool:
-    return os.path.isdir(name) or name.startswith((".", "/", "~"))
+    return name not in VAES and (os.path.isdir(name) or name.startswith((".", "/", "~")))
 
 
-def from_pretrained(name: str, cache_dir: str | None):
-    """The AutoencoderKL and diffusers' loading report."""
-    from diffusers import AutoencoderKL
-
-    options = {"use_safetensors": True, "output_loading_info": True}
-    if is_path(name):
-        return AutoencoderKL.from_pretrained(name, local_files_only=True, **options)
-    return from_caches(AutoencoderKL.from_pretrained, hub_id(name), cache_dir, **options)
+def autoencoder_class(name: str):
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise InputError(
+            f"--vae {name} needs diffusers ({error}): pip install '.[vae]', or use --vae {PIXELS}"
+        ) from error
+    return AutoencoderKL
 
 
 def read_config(name: str, cache_dir: str | None) -> dict:
@@ -186,23 +189,31 @@ def read_config(name: str, cache_dir: str | None) -> dict:
     try:
         if is_path(name):
             return json.loads((Path(name) / "config.json").read_text())
-        from diffusers import AutoencoderKL
-
-        return from_caches(AutoencoderKL.load_config, name, cache_dir)
+    except (OSError, ValueError) as error:
+        raise absent(name, cache_dir, error) from error
+    load = autoencoder_class(name).load_config
+    try:
+        return looked_up(load, name, cache_dir)
     except (OSError, ValueError) as error:
         raise absent(name, cache_dir, error) from error
 
 
-def from_caches(load, name: str, cache_dir: str | None, **options):
-    """`load` from each cache that has it, else from the hub; raises OSError where it is nowhere."""
+def looked_up(load: Callable, name: str, cache_dir: str | None, **options):
+    """`load` from a local folder, or from the first cache that has it, or from the hub.
+
+    Raises:
+        OSError: it is nowhere.
+    """
+    if is_path(name):
+        return load(name, local_files_only=True, **options)
     for folder in dict.fromkeys([cache_dir, None]):
         try:
-            return load(name, cache_dir=folder, local_files_only=True, **options)
+            return load(hub_id(name), cache_dir=folder, local_files_only=True, **options)
         except OSError as error:
             reason = error
     if not hub_answers():
         raise reason
-    return load(name, cache_dir=cache_dir, **options)
+    return load(hub_id(name), cache_dir=cache_dir, **options)
 
 
 def hub_answers() -> bool:
@@ -232,6 +243,7 @@ def absent(name: str, cache_dir: str | None, error: Exception) -> InputError:
 
     looked = " and ".join(filter(None, [cache_dir, constants.HF_HUB_CACHE]))
     return InputError(
-        f"--vae {name}: {hub_id(name)} is not in {looked}, and not to be had from the hub here. "
-        "Give --vae the folder of a saved AutoencoderKL, or set HF_HOME to the cache that has it"
+        f"--vae {name}: {hub_id(name)} is not in {looked}, and not to be had from the hub here "
+        f"({reason}). Give --vae the folder of a saved AutoencoderKL, or set HF_HOME to the cache "
+        "that has it"
     )

@@ -5,6 +5,10 @@ import zlib
 
 import numpy as np
 
+# The others are not tried: PIL hands EPS files, whatever they are called, to Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_RESIZED = 1 << 26  # pixels; a strip one pixel wide would be enlarged to gigabytes
+
 
 class Unreadable(Exception):
     """One image cannot be decoded; the message names it and says why."""
@@ -14,19 +18,22 @@ def decode(file, place: str, size: int) -> np.ndarray:
     """An image file as uint8 RGB (3, size, size): upright, center-cropped as ADM does.
 
     Raises:
-        Unreadable: truncated, no image, a decompression bomb, or gone.
+        Unreadable: truncated, no image, a decompression bomb, a thin strip, or gone.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     damaged = (
         OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error,
         EOFError, OverflowError, Image.DecompressionBombError,
     )  # fmt: skip  # what PIL's readers raise on damaged files
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
             return np.asarray(center_crop(to_rgb(upright), size)).transpose(2, 0, 1).copy()
+    except UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise Unreadable(f"{place} cannot be read as an image (it is none of {known})") from error
     except damaged as error:
         raise Unreadable(f"{place} cannot be read as an image ({error})") from error
 
@@ -43,13 +50,19 @@ def to_rgb(image):
 
 
 def center_crop(image, size: int):
-    """ADM's preprocessing: halve by box filter while twice too large, then bicubic, then crop."""
+    """ADM's preprocessing: halve by box filter while twice too large, then bicubic, then crop.
+
+    Raises:
+        ValueError: so long and thin that it would not fit into memory.
+    """
     from PIL import Image
 
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MAX_RESIZED:
+        raise ValueError(f"{image.width} x {image.height} pixels are too thin to crop")
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))

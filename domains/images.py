@@ -124,9 +124,7 @@ class Domain:
     vae: str
     hflip: bool
     asked_classes: int | None = None  # None: as many as the data have
-    known_names: tuple[str, ...] | None = None  # the class names, where they need no data
     data_path: str | None = None
-    dataset_split: str | None = None
     cache_dir: str | None = None
     skip_corrupt: bool = False
 
@@ -142,21 +140,23 @@ class Domain:
         channels: int,
         num_classes: int | None,
         vae: str,
-        sizes: tuple[int, ...] | None = None,
+        only_size: int | None = None,
         class_names: tuple[str, ...] | None = None,
         **rest,
     ) -> "Domain":
         """A domain from resolved flags.
 
         Args:
-            sizes: the only image sizes the data have; None: images are cropped to any size.
+            only_size: the pixels of data that come in one size; None: images are cropped to any.
+            class_names: where they are known before the data are opened.
 
         Raises:
             InputError: flags that do not fit together.
         """
-        if sizes and image_size not in sizes or image_size < 1:
-            allowed = " or ".join(map(str, sizes)) if sizes else "at least 1"
-            raise InputError(f"--image-size {image_size}: {name} has images of {allowed} pixels")
+        if only_size and image_size != only_size:
+            raise InputError(f"--image-size {image_size}: {name} has images of {only_size} pixels")
+        if image_size < 1:
+            raise InputError(f"--image-size {image_size}: 1 pixel or more")
         if num_classes is not None and num_classes < 0:
             raise InputError(f"--num-classes {num_classes}: 0 (no classes) or more")
         if vae != PIXELS and channels != 3:
@@ -167,10 +167,7 @@ class Domain:
             shape = latent_shape(vae, image_size, rest.get("cache_dir"))
         if class_names:
             check_class_count(name, class_names, num_classes)
-        return cls(
-            name, source, raw_shape, shape, vae,
-            asked_classes=num_classes, known_names=class_names, **rest,
-        )  # fmt: skip
+        return cls(name, source, raw_shape, shape, vae, asked_classes=num_classes, **rest)
 
     @property
     def num_classes(self) -> int:
@@ -183,13 +180,6 @@ class Domain:
                 f"{self.name} does not say how many classes it has: give --num-classes"
             )
         return len(names)
-
-    @property
-    def class_names(self) -> list[str]:
-        """A name per class; where only closed data would know it, the number."""
-        opened = self.__dict__.get("train_source")
-        names = list(self.known_names or (opened and opened.class_names) or ())[: self.num_classes]
-        return names + [str(number) for number in range(len(names), self.num_classes)]
 
     @property
     def guided_channels(self) -> int | None:
@@ -212,7 +202,7 @@ class Domain:
     def where(self, *, held_out: bool) -> Where:
         return Where(
             self.name, self.data_path, self.raw_shape[1], labeled=self.asked_classes != 0,
-            cache_dir=self.cache_dir, dataset_split=self.dataset_split, held_out=held_out,
+            cache_dir=self.cache_dir, held_out=held_out,
         )  # fmt: skip
 
     def train_set(self, *, augment: bool = True) -> ImageSet:

@@ -21,6 +21,7 @@ class GlobalBatches:
         self, size: int, batch: int, *, seed: int, start: int, stop: int, rank: int, ranks: int,
         micro_batches: int = 1,
     ) -> None:  # fmt: skip
+        assert batch <= size, "not even one batch"
         self.size, self.batch, self.seed = size, batch, seed
         self.start, self.stop = start, stop
         self.slices = [
@@ -54,6 +55,7 @@ def positions(
     batch: int, *, rank: int, ranks: int, micro: int = 0, micro_batches: int = 1
 ) -> slice:
     """The positions in the global batch that a rank computes in one micro-batch."""
-    length = batch // (ranks * micro_batches)
+    length, rest = divmod(batch, ranks * micro_batches)
+    assert rest == 0, "every micro-batch of every rank has the same size"
     first = (rank * micro_batches + micro) * length
     return slice(first, first + length)

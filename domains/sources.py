@@ -49,7 +49,6 @@ class Where:
     image_size: int
     labeled: bool  # False: unconditional, classes are neither needed nor looked at
     cache_dir: str | None = None
-    dataset_split: str | None = None
     held_out: bool = False
 
 
@@ -146,7 +145,7 @@ class FolderSource:
             self.class_names = tuple(folders)
         files, labels = [], []
         for label, folder in enumerate(folders):
-            found = list(image_files(self.root, folder))
+            found = list(image_files(self.root / folder))
             if where.labeled and not found:
                 raise InputError(f"--data-path {self.root}: class folder {folder!r} has no image")
             files += found
@@ -159,7 +158,7 @@ class FolderSource:
         self.labels = np.array(labels)
 
     def nothing_found(self, where: Where) -> str:
-        if where.labeled and next(image_files(self.root, ""), None):
+        if where.labeled and next(image_files(self.root), None):
             return (
                 f"--data-path {self.root} has images but no class subfolders: put each class in a "
                 "folder of its own, or train without classes (--num-classes 0)"
@@ -174,22 +173,28 @@ class FolderSource:
         return decode(place, place, self.image_size), int(self.labels[index])
 
     def place(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.files[index].item()))
+        return os.fsdecode(self.files[index].item())
 
 
-def image_files(root: Path, folder: str) -> Iterator[str]:
-    """Images below root/folder, relative to root, in ImageFolder's order."""
-    for base, _, names in sorted(os.walk(os.path.join(root, folder), followlinks=True)):
+def image_files(folder: Path) -> Iterator[str]:
+    """The images below a folder, in ImageFolder's order."""
+    for base, _, names in sorted(os.walk(folder, followlinks=True)):
         for name in sorted(names):
             if name.lower().endswith(IMAGE_ENDINGS):
-                yield os.path.relpath(os.path.join(base, name), root)
+                yield os.path.join(base, name)
 
 
 class HubSource:
     """A Hugging Face data set; the columns are found by their feature types."""
 
     def __init__(self, where: Where) -> None:
-        import datasets
+        try:
+            import datasets
+        except ImportError as error:
+            raise InputError(
+                f"--dataset_name {where.dataset_name} needs Hugging Face datasets ({error}): "
+                "pip install '.[hub]'"
+            ) from error
 
         data, self.name = open_hub(where)
         self.image_size = where.image_size
@@ -237,28 +242,31 @@ def the_column(name: str, data, candidates: list[str], kind: str) -> str:
         return kind
     columns = ", ".join(f"{k} ({type(v).__name__})" for k, v in data.features.items())
     found = "several" if candidates else "no"
-    hint = " (or train without classes: --num-classes 0)" if kind == "label" else ""
-    raise InputError(f"data set {name} has {found} {kind} columns among {columns}{hint}")
+    hint = ", or train without classes (--num-classes 0)" if kind == "label" else ""
+    raise InputError(
+        f"data set {name} has {found} {kind} columns among {columns}: save it with "
+        f"datasets.save_to_disk after naming the right one {kind!r}{hint}"
+    )
 
 
 def open_hub(where: Where):
     """The data set and its name: a save_to_disk folder, or a hub id and a split."""
     import datasets
 
-    splits = ["validation", "test"] if where.held_out else [where.dataset_split or "train"]
+    splits = ["validation", "test"] if where.held_out else ["train"]
     hub_id = HUB_NAMES.get(where.dataset_name, where.dataset_name)
     folder = where.data_path or hub_id
     if is_saved(folder):
         try:
             data = datasets.load_from_disk(folder)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder} is no readable saved data set: {error}") from error
         if isinstance(data, datasets.DatasetDict):
             for split in splits:
                 if split in data:
                     return data[split], f"{folder}[{split}]"
             raise InputError(f"{folder} has splits {', '.join(data)}, not {' or '.join(splits)}")
-        if where.held_out or where.dataset_split:
+        if where.held_out:
             raise InputError(f"{folder} has no splits, so no {' or '.join(splits)} images")
         return data, folder
     if where.data_path or os.path.isdir(hub_id) or hub_id.startswith((".", "/", "~")):
@@ -278,7 +286,7 @@ def open_hub(where: Where):
     raise InputError(
         f"data set {hub_id} [{' or '.join(splits)}] cannot be opened "
         f"({' '.join(str(reason).split())[:200]}). Looked in "
-        f"{where.cache_dir or datasets.config.HF_DATASETS_CACHE} (--cache-dir, HF_HOME); "
+        f"{where.cache_dir or datasets.config.HF_DATASETS_CACHE} (--cache-dir); "
         "a private one needs `hf auth login`; images you have go by --data-path FOLDER"
     ) from reason
 
@@ -297,8 +305,5 @@ def imagenet(where: Where) -> Source:
 
 def folder(where: Where) -> FolderSource:
     if where.held_out:
-        raise InputError(
-            f"--dataset_name {where.dataset_name} --data-path {where.data_path}: "
-            "a folder of images has no held-out part"
-        )
+        raise InputError(f"--dataset_name {where.dataset_name}: a folder has no held-out images")
     return FolderSource(where)

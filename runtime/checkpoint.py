@@ -13,6 +13,8 @@ from torch import Tensor
 from .errors import InputError
 from .files import atomic_write
 
+# What torch's restricted unpickler raises on bytes that are not a checkpoint.
+BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)
 RUN_NAME = re.compile(r"(\d{3,})-(.+)")
 
 
@@ -82,7 +84,7 @@ def load_tensors(path: Path) -> Any:
         raise InputError(
             f"checkpoint {path} is refused: {what}, and nothing in a checkpoint may be executed"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except BROKEN as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"checkpoint {path} is damaged or truncated: {reason}") from error
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -47,8 +48,11 @@ class Log:
             FloatingPointError: a mean is not finite.
         """
         names = sorted(self.values)
-        means = torch.stack([torch.stack(self.values[name]).float().mean() for name in names])
-        row = dict(zip(names, self.ranks.mean(means).tolist(), strict=True))
+        means = [torch.stack(self.values[name]).float().mean() for name in names]
+        means.append(means[0].new_tensor(self.skipped * self.ranks.size))  # a sum over ranks
+        *values, skipped = self.ranks.mean(torch.stack(means)).tolist()
+        row = dict(zip(names, values, strict=True))
+        facts |= {"skipped": round(skipped)} if skipped else {}
         self.values = {}
         now = time.perf_counter()
         seconds = (now - self.last_time) / (step - self.last_step)
@@ -131,7 +135,7 @@ class Wandb:
         self.wandb = wandb
         id_file = folder / "wandb-id.txt"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id())
+            id_file.write_text(secrets.token_hex(4))
         self.run = wandb.init(
             project="LayerSync",  # WANDB_PROJECT and WANDB_ENTITY are read by wandb itself
             name=folder.name,

@@ -17,7 +17,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def perturb():
     """Give a model weights at which every block does something: at its initial values each block
     is the identity (adaLN-zero), and no test of the features could fail."""
@@ -31,3 +31,23 @@ def perturb():
         return model
 
     return apply
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory):
+    """A real AutoencoderKL, small and with seeded weights, saved as diffusers saves it."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    )
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save_pretrained(folder)
+    return str(folder)

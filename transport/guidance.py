@@ -27,8 +27,8 @@ class Guidance:
         null: condition dict -> unconditional dict of the same batch size, e.g. `model.null`.
         channels: how many leading channels are guided; the others keep the conditional
             prediction. None guides all; public SiT guides 3 of 4.
-        interval: (low, high) in t, both included, tested at the start of a step, so that both
-            stages of a Heun step decide alike (adaptive solvers: at each evaluation's own t).
+        interval: (low, high) in t, both included, tested at the start of a step, so that all
+            stages of a step decide alike (adaptive solvers: at each evaluation's own t).
     """
 
     scale: float

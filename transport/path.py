@@ -49,12 +49,13 @@ def vp(t: Tensor, low: float = 0.1, high: float = 20.0) -> Schedule:
 
 
 class Path(NamedTuple):
-    """A schedule and where in time it is singular.
+    """A schedule, its name in flags and files, and where in time it is singular.
 
     pure_noise: alpha(0) = 0, so that noise and score predictions give no velocity at t = 0.
     steep_end: sigma' diverges at t = 1, where data have no velocity.
     """
 
+    name: str
     schedule: Callable[[Tensor], Schedule]
     pure_noise: bool
     steep_end: bool
@@ -70,9 +71,12 @@ class Path(NamedTuple):
 
 
 PATHS = {
-    "Linear": Path(linear, pure_noise=True, steep_end=False),
-    "GVP": Path(gvp, pure_noise=True, steep_end=False),
-    "VP": Path(vp, pure_noise=False, steep_end=True),
+    path.name: path
+    for path in (
+        Path("Linear", linear, pure_noise=True, steep_end=False),
+        Path("GVP", gvp, pure_noise=True, steep_end=False),
+        Path("VP", vp, pure_noise=False, steep_end=True),
+    )
 }
 
 # What a network may predict, and (s, x_t, prediction) -> the same thing in another form. With the

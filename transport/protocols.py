@@ -5,10 +5,7 @@ Guidance intervals are in t (t = 1 is data). Behind each row: its source and FID
 
 from typing import Any
 
-UNGUIDED = dict(cfg_scale=1.0, cfg_channels=None, guidance_low=None, guidance_high=None)
-NO_DIFFUSION = dict(diffusion_form=None, diffusion_norm=None, last_step=None, last_step_size=None)
-
-ODE_HEUN = dict(mode="ODE", sampling_method="heun2", num_sampling_steps=250, **NO_DIFFUSION)
+ODE_HEUN = dict(mode="ODE", sampling_method="heun2", num_sampling_steps=250)
 SDE_SIGMA = dict(
     mode="SDE",
     sampling_method="Euler",
@@ -18,6 +15,7 @@ SDE_SIGMA = dict(
     last_step="Mean",
     last_step_size=0.04,
 )
+UNGUIDED = dict(cfg_scale=1.0)
 CFG_PAPER = dict(cfg_scale=1.37, cfg_channels="3", guidance_low=0.0, guidance_high=1.0)
 CFG_REPA = dict(cfg_scale=1.8, cfg_channels="all", guidance_low=0.3, guidance_high=1.0)
 

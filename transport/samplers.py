@@ -1,4 +1,4 @@
-"""Sampling: the network's prediction as a velocity and a score, and a solver along them.
+"""Sampling: the network's prediction as a velocity and a noise, and a solver along them.
 
 ODE: dx = v dt.   SDE: dx = (v + D score) dt + sqrt(2 D) dW, the same marginals for every D >= 0.
 """
@@ -20,14 +20,14 @@ from .solvers import (
     integrate,
     worst_sample_rms,
 )
-from .transport import Transport
+from .transport import MARGIN, Transport
 
-# From the last time to the data: (x, size, s, velocity, score, D). None stays where it is.
+# From the last time to the data: (x, size, s, velocity, noise, D / sigma). None stays where it is.
 LastStep = Callable[[Tensor, float, Schedule, Tensor, Tensor, Tensor], Tensor]
 LAST_STEPS: dict[str | None, LastStep | None] = {
-    "Mean": lambda x, size, s, v, score, D: x + size * (v + D * score),
-    "Euler": lambda x, size, s, v, score, D: x + size * v,
-    "Tweedie": lambda x, size, s, v, score, D: (x + s.sigma**2 * score) / s.alpha,
+    "Mean": lambda x, size, s, velocity, noise, rate: x + size * (velocity - rate * noise),
+    "Euler": lambda x, size, s, velocity, noise, rate: x + size * velocity,
+    "Tweedie": lambda x, size, s, velocity, noise, rate: (x - s.sigma * noise) / s.alpha,
     None: None,
 }
 
@@ -67,7 +67,7 @@ class Sampler:
             ValueError: an unknown method, or fewer than two time points.
         """
         check_known(ODE_METHODS, sampling_method, "ODE sampling method")
-        times = time_grid(*self.transport.ode_interval(), num_steps)
+        times = time_grid(*self.transport.sample_interval(), num_steps)
         if reverse:
             times.reverse()
 
@@ -106,52 +106,56 @@ class Sampler:
 
         Args:
             sampling_method: one of SDE_METHODS.
-            diffusion_form, diffusion_norm: D(t), one of DIFFUSION_FORMS and its factor.
+            diffusion_form, diffusion_norm: D(t), one of DIFFUSION_FORMS and its factor, at least 0.
             last_step, last_step_size: one of LAST_STEPS, from t = 1 - last_step_size to the data.
             num_steps: time points, ends included. With a last step, Euler makes num_steps calls.
             randn: x -> standard normal noise like x, called once per step.
 
         Raises:
-            ValueError: an unknown name, fewer than two time points, a last step not in [0, 1).
+            ValueError: an unknown name, fewer than two time points, a negative norm, a last step
+                that is not in [0, 1) or leaves no time before it.
         """
         solve = choose(SDE_METHODS, sampling_method, "SDE sampling method")
         form = choose(DIFFUSION_FORMS, diffusion_form, "diffusion form")
         finish = choose(LAST_STEPS, last_step, "last step")
         if not 0 <= last_step_size < 1:
             raise ValueError(f"last_step_size is {last_step_size}; it must lie in [0, 1)")
+        if diffusion_norm < 0:
+            raise ValueError(f"diffusion_norm is {diffusion_norm}; it must be at least 0")
         transport = self.transport
-        times = time_grid(
-            *transport.sample_interval(
-                last_step_size if finish else 0.0,
-                divides_at_start=transport.prediction != "velocity" or diffusion_form == "SBDM",
-                # Both ask for the score at the last time; plain Euler-Maruyama never does.
-                divides_at_end=sampling_method == "Heun" or finish is not None,
-            ),
-            num_steps,
+        interval = transport.sample_interval(
+            last_step_size if finish else 0.0, divides_by_alpha=diffusion_form == "SBDM"
         )
+        times = time_grid(*interval, num_steps)
 
         def diffusion(x: Tensor, t: float) -> Tensor:
             time = filled(t, x)
             return form(time, transport.path.schedule(time), diffusion_norm)
 
+        def rate(x: Tensor, t: float) -> Tensor:
+            """D / sigma, so that D score = -rate noise is finite at the data too, where D vanishes
+            with sigma: within MARGIN of them the rate is held, there it would be 0 / 0."""
+            held = min(t, 1.0 - MARGIN)
+            return diffusion(x, held) / transport.path.schedule(filled(held, x)).sigma
+
         @torch.no_grad()
         def sample(z: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Tensor:
             predict = network(model_fn, model_kwargs, guidance)
 
-            def velocity_and_score(x: Tensor, t: float, start: float) -> tuple[Tensor, Tensor]:
+            def velocity_and_noise(x: Tensor, t: float, start: float) -> tuple[Tensor, Tensor]:
                 pred, time = predict(x, t, start), filled(t, x)
-                return transport.velocity(pred, x, time), transport.score(pred, x, time)
+                return transport.velocity(pred, x, time), transport.noise(pred, x, time)
 
             def drift(x: Tensor, t: float, start: float) -> Tensor:
-                velocity, score = velocity_and_score(x, t, start)
-                return velocity + diffusion(x, t) * score
+                velocity, noise = velocity_and_noise(x, t, start)
+                return velocity - rate(x, t) * noise
 
             x = solve(drift, diffusion, z, times, randn)
             if finish is not None:
                 end = times[-1]
-                velocity, score = velocity_and_score(x, end, end)
+                velocity, noise = velocity_and_noise(x, end, end)
                 schedule = transport.path.at(filled(end, x), x)
-                x = finish(x, last_step_size, schedule, velocity, score, diffusion(x, end))
+                x = finish(x, last_step_size, schedule, velocity, noise, rate(x, end))
             return x[None]
 
         return sample
@@ -175,7 +179,7 @@ class Sampler:
             ValueError: an unknown method, or fewer than two time points.
         """
         check_known(ODE_METHODS, sampling_method, "ODE sampling method")
-        times = time_grid(*self.transport.ode_interval(), num_steps)[::-1]
+        times = time_grid(*self.transport.sample_interval(), num_steps)[::-1]
 
         def evaluate(x: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Likelihood:
             predict = network(model_fn, model_kwargs)

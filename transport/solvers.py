@@ -60,7 +60,7 @@ def stochastic_heun(
     return x
 
 
-LOOPS = {"euler": euler, "heun2": heun, "heun": heun}
+LOOPS = {"euler": euler, "heun2": heun}
 FIXED_GRID = ("midpoint", "heun3", "rk4", "explicit_adams", "implicit_adams")  # torchdiffeq's
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's
 ODE_METHODS = (*LOOPS, *FIXED_GRID, *ADAPTIVE)
@@ -89,23 +89,31 @@ def integrate(
 ) -> Tensor:
     """The state at times[-1] of dx/dt = field from x at times[0]; only that one is kept.
 
-    `times` may rise or fall. Adaptive methods use only its ends, and the tolerances in `norm`.
+    `times` may rise or fall. Adaptive methods use only its ends, and the tolerances in `norm`;
+    their steps may be rejected, so to the field every time is its own start.
     """
     if method in LOOPS:
         return LOOPS[method](field, x, times)
 
     from torchdiffeq import odeint  # for rare and adaptive solvers only
 
+    start: float | None = None  # of the step, on a fixed grid
+
+    def slope(t: Tensor, state: Tensor) -> Tensor:
+        return field(state, float(t), float(t) if start is None else start)
+
+    def begin(t: Tensor, state: Tensor, dt: Tensor) -> None:
+        nonlocal start
+        start = float(t)
+
     grid = torch.tensor(times, device=x.device, dtype=x.dtype)
     ends = grid[[0, -1]]
     if method in FIXED_GRID:
         options = {"grid_constructor": lambda func, state, t: grid}
+        slope.callback_step = begin  # torchdiffeq calls it before every step
     else:
         # A step ends at the last time: by default it runs past it, where VP has no sigma, and the
         # result is interpolated.
         options = {"norm": norm, "step_t": ends[1:]}
-
-    def slope(t: Tensor, state: Tensor) -> Tensor:
-        return field(state, float(t), float(t))
 
     return odeint(slope, x, ends, method=method, atol=atol, rtol=rtol, options=options)[-1]

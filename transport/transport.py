@@ -82,39 +82,37 @@ class Transport:
         return self.train_eps if self.path.pure_noise else 0.0, 1.0 - self.train_eps
 
     def sample_interval(
-        self,
-        last_step_size: float = 0.0,
-        *,
-        divides_at_start: bool = False,
-        divides_at_end: bool = False,
+        self, last_step_size: float = 0.0, *, divides_by_alpha: bool = False
     ) -> tuple[float, float]:
         """(first, last) time of sampling; a last step of its own, if any, covers the rest.
 
-        `divides_at_start`, `divides_at_end`: the sampler divides by alpha or sigma there. SiT's
-        defaults give 0 / 0 then; we keep MARGIN away from that end, and only then.
+        Where a formula in use divides by zero at an end (SiT samples NaN there), we keep MARGIN
+        away from that end. `divides_by_alpha`: the sampler does so, besides the prediction.
+
+        Raises:
+            ValueError: the last step leaves no time before it.
         """
+        converted = self.prediction != "velocity"
         start = self.sample_eps if self.path.pure_noise else 0.0
         end = 1.0 - (last_step_size or self.sample_eps)
-        if start == 0 and self.path.pure_noise and divides_at_start:
+        if start == 0 and self.path.pure_noise and (converted or divides_by_alpha):
             start = MARGIN
-        if end == 1 and divides_at_end:
+        if end == 1 and self.path.steep_end and converted:
             end = 1.0 - MARGIN
+        if end <= start:
+            raise ValueError(
+                f"a last step of {last_step_size} leaves no time before it: sampling starts at "
+                f"t = {start}"
+            )
         return start, end
-
-    def ode_interval(self) -> tuple[float, float]:
-        """(first, last) time of the probability flow, for samples and for likelihoods."""
-        indirect = self.prediction != "velocity"
-        return self.sample_interval(
-            divides_at_start=indirect, divides_at_end=indirect and self.path.steep_end
-        )
 
     def velocity(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at x = x_t that the network's prediction amounts to."""
         return convert(self.path.at(t, x), x, pred, self.prediction, "velocity")
 
-    def score(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The score, grad log p_t(x), at x = x_t that the network's prediction amounts to."""
-        return convert(self.path.at(t, x), x, pred, self.prediction, "score")
+    def noise(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """E[x0 | x_t] = -sigma score at x = x_t that the network's prediction amounts to."""
+        return convert(self.path.at(t, x), x, pred, self.prediction, "noise")
 
     def training_losses(
         self,

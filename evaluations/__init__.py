@@ -1,0 +1,1 @@
+"""Evaluations: each takes a checkpoint or samples, and leaves a JSON and a picture."""

@@ -1,0 +1,252 @@
+"""A small classifier trained on a data set itself: the yardstick of the first score.
+
+python -m evaluations.classifier --dataset_name digits --out clf.pt"""
+
+import pickle
+import struct
+import zipfile
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+import domains
+from domains import Draw
+from domains.codecs import PIXELS, fingerprint, to_float
+from runtime.entry import run, speaks
+from runtime.errors import InputError
+from runtime.files import atomic_write
+from runtime.random import generator, seed_of
+
+MAX_BYTES = 2**30  # of raw images held in memory; what is larger wants a pretrained extractor
+
+
+class SmallCNN(nn.Module):
+    """Three convolutions, mean pooling to 64 features, one linear layer."""
+
+    def __init__(self, channels: int, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        strides = (1 if image_size < 16 else 2, 2, 2)  # 8x8 must not shrink to a point
+        layers: list[nn.Module] = []
+        for stride, (before, after) in zip(strides, pairwise((channels, 32, 64, 64)), strict=True):
+            layers += [
+                nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]
+        self.convolutions = nn.Sequential(*layers)
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, C, H, W) -> pooled features (B, 64) and logits (B, classes)."""
+        features = self.convolutions(to_float(raw)).mean(dim=(2, 3))
+        return features, self.head(features)
+
+
+class Reading(NamedTuple):
+    features: Tensor  # (N, 64)
+    classes: Tensor  # (N,), the most probable
+
+
+@dataclass
+class Classifier:
+    """A trained network and what it was trained on."""
+
+    network: SmallCNN
+    config: dict  # of SmallCNN
+    dataset_name: str
+    accuracy: float  # on held-out images, when it was trained
+    fingerprint: str = field(init=False)  # SHA-256 of the weights
+
+    def __post_init__(self) -> None:
+        self.network.eval().requires_grad_(False)
+        self.fingerprint = fingerprint(self.network.state_dict())
+
+    @property
+    def name(self) -> str:
+        return f"classifier:{self.fingerprint[:8]}"
+
+    def read(self, raw: Tensor) -> Reading:
+        """uint8 (N, C, H, W) -> features and classes, 500 images at a time."""
+        with torch.no_grad():
+            parts = [self.network(part) for part in raw.split(500)]
+        features, logits = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
+        return Reading(features, logits.argmax(1))
+
+    def save(self, path: str | Path) -> None:
+        content = {
+            "state": self.network.state_dict(),
+            "config": self.config,
+            "dataset_name": self.dataset_name,
+            "accuracy": self.accuracy,
+            "sha256": self.fingerprint,
+        }
+        with atomic_write(path) as file:
+            torch.save(content, file)
+
+
+def load(path: str | Path, domain: domains.Domain) -> Classifier:
+    """A classifier that `save` wrote, for the images of `domain`.
+
+    Raises:
+        InputError: no such file, another kind of file, or trained on other images.
+    """
+    if not Path(path).is_file():
+        raise InputError(
+            f"--classifier {path}: there is no such file; python -m evaluations.classifier makes it"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        name, config, accuracy = (content[k] for k in ("dataset_name", "config", "accuracy"))
+        network = SmallCNN(**config)
+        network.load_state_dict(content["state"])
+        if fingerprint(network.state_dict()) != content["sha256"]:
+            raise ValueError("its weights are not those that were saved")
+        if not all(value.isfinite().all() for value in network.state_dict().values()):
+            raise ValueError("its weights are not finite")
+    except pickle.UnpicklingError as error:
+        # Its own message tells people how to run the code that the file may hold.
+        raise refused(path, "it holds code, or is damaged") from error
+    except (
+        OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, AttributeError,
+        MemoryError, OverflowError, struct.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise refused(path, str(error).strip().split("\n")[0][:160]) from error
+    expected = config_of(domain)
+    if (name, config) != (domain.name, expected):
+        raise InputError(
+            f"--classifier {path} was trained on {name} {config}, "
+            f"but the samples are {domain.name} {expected}"
+        )
+    return Classifier(network, config, name, accuracy)
+
+
+def refused(path: str | Path, reason: str) -> InputError:
+    return InputError(
+        f"{path} is no file of evaluations.classifier ({reason}): "
+        "delete it, or name another one with --classifier"
+    )
+
+
+def config_of(domain: domains.Domain) -> dict:
+    """The arguments of a domain's SmallCNN."""
+    if not domain.num_classes:
+        raise InputError(f"a classifier of {domain.name} needs classes, and it has none")
+    channels, image_size, _ = domain.raw_shape
+    return {"channels": channels, "num_classes": domain.num_classes, "image_size": image_size}
+
+
+class Images(NamedTuple):
+    raw: Tensor  # uint8 (N, C, H, W)
+    y: Tensor  # int64 (N,)
+
+
+def images_of(domain: domains.Domain, image_set: domains.ImageSet) -> Images:
+    """All images of a set, without augmentation.
+
+    Raises:
+        InputError: too many for memory, or a corrupt one.
+    """
+    channels, height, width = domain.raw_shape
+    if len(image_set) * channels * height * width > MAX_BYTES:
+        raise InputError(
+            f"{domain.name} has {len(image_set)} images of {height} pixels, too many for the small "
+            "classifier: fd_classifier is for small data sets"
+        )
+    numbers = range(len(image_set))
+    batches = [
+        domain.collate([image_set[Draw(i, seed=0)] for i in numbers[first : first + 1000]])
+        for first in numbers[::1000]
+    ]
+    raw, y = zip(*(batch.checked()[:2] for batch in batches), strict=True)
+    return Images(torch.cat(raw), torch.cat(y))
+
+
+def train(
+    domain: domains.Domain, *, seed: int = 0, steps: int = 600, batch: int = 128
+) -> Classifier:
+    """A classifier of the domain's training images, a function of the seed, on the CPU.
+
+    Its accuracy is measured on the held-out images.
+
+    Raises:
+        InputError: the domain has no held-out images, no classes, or too many images.
+    """
+    config = config_of(domain)
+    held_out = images_of(domain, domain.held_out_set())
+    real = images_of(domain, domain.train_set(augment=False))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "classifier"))
+        network = SmallCNN(**config)
+    random = generator("cpu", seed, "classifier", "batches")
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    for _ in range(steps):
+        chosen = torch.randint(len(real.raw), (batch,), generator=random)
+        _, logits = network(real.raw[chosen])
+        loss = F.cross_entropy(logits, real.y[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    classifier = Classifier(network, config, domain.name, accuracy=0.0)
+    right = classifier.read(held_out.raw).classes == held_out.y
+    classifier.accuracy = right.float().mean().item()
+    return classifier
+
+
+def train_to_file(domain: domains.Domain, path: str | Path, *, min_accuracy: float) -> Classifier:
+    """Train and save.
+
+    Raises:
+        InputError: the classifier is worse than `min_accuracy`, and nothing is saved.
+    """
+    classifier = train(domain)
+    if classifier.accuracy < min_accuracy:
+        raise InputError(
+            f"the classifier of {domain.name} reads {classifier.accuracy:.1%} of held-out images, "
+            f"below --min-accuracy {min_accuracy}: it is no yardstick, and was not saved"
+        )
+    classifier.save(path)
+    return classifier
+
+
+@dataclass(frozen=True)
+class ClassifierFlags:
+    """Train the small classifier whose features and classes `evaluations.score` uses.
+
+    Scores are comparable only under the same file: publish it with them.
+
+    python -m evaluations.classifier --dataset_name digits --out clf.pt
+    """
+
+    dataset_name: str  # a small labeled data set with held-out images: digits, fashion-mnist
+    out: Path  # the file to write
+    data_path: str | None = None  # folder of the data, where it is local
+    image_size: int | None = None  # pixels; None: the data set's
+    cache_dir: str = "./cache/"  # downloads of data sets
+    min_accuracy: float = 0.8  # on held-out images; a worse classifier is not saved
+
+
+def main() -> None:
+    flags = tyro.cli(ClassifierFlags, console_outputs=speaks())
+    if flags.out.is_dir():
+        raise InputError(f"--out {flags.out} is a folder: give it the name of a file")
+    domain = domains.build(
+        flags.dataset_name, data_path=flags.data_path, image_size=flags.image_size,
+        vae=PIXELS, cache_dir=flags.cache_dir,
+    )  # fmt: skip
+    classifier = train_to_file(domain, flags.out, min_accuracy=flags.min_accuracy)
+    print(f"{classifier.name}: {classifier.accuracy:.2%} of held-out images read correctly")
+    print(flags.out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,50 @@
+"""One classifier of the digits, trained once, and what the tests of the score share."""
+
+import sys
+import warnings
+
+import pytest
+
+import domains
+from evaluations import classifier as classifiers
+from evaluations.score import Yardstick
+from runtime.entry import run
+
+
+@pytest.fixture
+def sentence_of(monkeypatch, capsys):
+    """What a command prints before it ends with exit code 2, called with its main and flags."""
+
+    def end(main, *flags):
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, flags)])
+        with pytest.raises(SystemExit) as stop:
+            run(main)
+        printed = capsys.readouterr()
+        assert stop.value.code == 2 and printed.out == ""
+        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+        return printed.err
+
+    return end
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return domains.build("digits")
+
+
+@pytest.fixture(scope="session")
+def classifier(digits):
+    return classifiers.train(digits)
+
+
+@pytest.fixture(scope="session")
+def yardstick(digits, classifier):
+    return Yardstick.of(digits, classifier)
+
+
+@pytest.fixture(scope="session")
+def classifier_file(classifier, tmp_path_factory):
+    path = tmp_path_factory.mktemp("classifier") / "clf.pt"
+    classifier.save(path)
+    return path

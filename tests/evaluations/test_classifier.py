@@ -1,0 +1,159 @@
+"""The small classifier, on the real digits."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import domains
+from domains.codecs import fingerprint
+from evaluations import classifier as classifiers
+from evaluations.classifier import Classifier, SmallCNN, images_of
+from runtime.errors import InputError
+
+
+def test_it_reads_held_out_digits(digits, classifier):
+    held_out = images_of(digits, digits.held_out_set())
+    reading = classifier.read(held_out.raw)
+    right = (reading.classes == held_out.y).float().mean().item()
+    assert right == classifier.accuracy > 0.97
+    assert reading.features.shape == (500, 64)
+
+
+def test_it_is_a_function_of_its_seed_and_leaves_the_global_random_state_alone(digits):
+    state = torch.get_rng_state()
+    one, same, other = (classifiers.train(digits, seed=seed, steps=3) for seed in (0, 0, 1))
+    assert torch.get_rng_state().equal(state)
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    # Not the order of the batches alone: three small steps could not carry the weights so far.
+    assert (one.network.head.weight - other.network.head.weight).abs().max() > 0.1
+    assert one.fingerprint != classifiers.train(digits, seed=0, steps=4).fingerprint
+
+
+def test_the_fingerprint_covers_every_weight(digits, classifier):
+    for name in classifier.network.state_dict():
+        network = SmallCNN(**classifier.config)
+        network.load_state_dict(classifier.network.state_dict())
+        network.state_dict()[name].view(-1)[-1] += 1
+        changed = Classifier(network, classifier.config, digits.name, classifier.accuracy)
+        assert changed.fingerprint != classifier.fingerprint, name
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 28, 32, 64])
+def test_it_takes_grey_and_color_images_of_8_to_64_pixels(channels, size):
+    network = SmallCNN(channels, num_classes=7, image_size=size)
+    raw = torch.randint(0, 256, (5, channels, size, size), dtype=torch.uint8)
+    features, logits = network(raw)
+    assert features.shape == (5, 64) and logits.shape == (5, 7)
+    assert (features.std(0) > 0).any()
+
+
+def test_reading_does_not_depend_on_the_company(classifier, yardstick):
+    raw = yardstick.held_out.raw
+    alone = torch.cat([classifier.read(raw[i : i + 1]).features for i in range(5)])
+    torch.testing.assert_close(alone, classifier.read(raw).features[:5])
+
+
+def test_a_saved_classifier_is_plain_data_and_reads_the_same(
+    digits, classifier, classifier_file, yardstick
+):
+    content = torch.load(classifier_file, weights_only=True)
+    assert set(content) == {"state", "config", "dataset_name", "accuracy", "sha256"}
+    loaded = classifiers.load(classifier_file, digits)
+    assert loaded.name == classifier.name == f"classifier:{classifier.fingerprint[:8]}"
+    assert loaded.accuracy == classifier.accuracy
+    raw = yardstick.held_out.raw[:9]
+    assert loaded.read(raw).features.equal(classifier.read(raw).features)
+
+
+def test_a_file_that_is_no_classifier_is_refused(tmp_path, digits, classifier_file):
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    content, whole = torch.load(classifier_file), classifier_file.read_bytes()
+    state = content["state"]
+    torch.save({"state": Payload()}, tmp_path / "code.pt")
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save(content | {"config": {"channels": 1}}, tmp_path / "config.pt")
+    torch.save(content | {"state": {"head.bias": state["head.bias"]}}, tmp_path / "part.pt")
+    infinite = state | {"head.bias": state["head.bias"] * float("inf")}
+    sums = {"sha256": fingerprint(infinite)}
+    torch.save(content | {"state": infinite} | sums, tmp_path / "infinite.pt")
+    flipped = state | {"head.bias": -state["head.bias"]}
+    torch.save(content | {"state": flipped}, tmp_path / "flipped.pt")
+    (tmp_path / "cut.pt").write_bytes(whole[:2000])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_bytes(b"hello\n")
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 11
+    for path in files:
+        with pytest.raises(InputError) as error:
+            classifiers.load(path, digits)
+        sentence = str(error.value)
+        assert sentence.startswith(f"{path} is no file of evaluations.classifier (")
+        assert "--classifier" in sentence and "\n" not in sentence
+    assert not (tmp_path / "executed").exists()
+    with pytest.raises(InputError, match="--classifier .*absent.pt: there is no such file"):
+        classifiers.load(tmp_path / "absent.pt", digits)
+
+
+def test_a_classifier_of_other_images_is_refused(classifier_file):
+    with pytest.raises(InputError, match="was trained on digits .* but the samples are fashion"):
+        classifiers.load(classifier_file, domains.build("fashion-mnist"))
+
+
+def test_a_data_set_too_large_for_memory_is_refused(monkeypatch, digits):
+    monkeypatch.setattr(classifiers, "MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="fd_classifier is for small data sets"):
+        classifiers.train(digits)
+
+
+def test_a_data_set_without_held_out_images_is_refused(tmp_path):
+    (tmp_path / "cats").mkdir()
+    folder = domains.build("folder", data_path=str(tmp_path), vae="none")
+    with pytest.raises(InputError, match="--data-path"):
+        classifiers.train(folder)
+
+
+def test_the_command_saves_a_classifier_and_says_how_good_it_is(
+    tmp_path, digits, classifier, monkeypatch, capsys
+):
+    out = tmp_path / "a" / "clf.pt"
+    monkeypatch.setattr(classifiers, "train", lambda domain: classifier)
+    monkeypatch.setattr(sys, "argv", ["classifier", "--dataset-name", "digits", "--out", str(out)])
+    classifiers.main()
+    assert classifiers.load(out, digits).fingerprint == classifier.fingerprint
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{classifier.name}: {classifier.accuracy:.2%}") and last == str(out)
+
+
+def test_a_classifier_below_the_minimum_is_not_saved(tmp_path, digits, monkeypatch):
+    train = classifiers.train
+    monkeypatch.setattr(classifiers, "train", lambda domain: train(domain, steps=1))
+    with pytest.raises(InputError, match="below --min-accuracy 0.8"):
+        classifiers.train_to_file(digits, tmp_path / "clf.pt", min_accuracy=0.8)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dataset_name", "digts"], "unknown --dataset_name 'digts'"),
+        (["--dataset_name", "folder"], "needs --data-path"),
+        (["--dataset_name", "fashion-mnist", "--data-path", "nowhere"], "--data-path"),
+    ],
+)
+def test_bad_flags_end_the_command_with_one_sentence(tmp_path, sentence_of, flags, words):
+    assert words in sentence_of(classifiers.main, *flags, "--out", tmp_path / "clf.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_as_out_is_refused_before_training(tmp_path, sentence_of, monkeypatch):
+    monkeypatch.delattr(classifiers, "train")
+    sentence = sentence_of(classifiers.main, "--dataset_name", "digits", "--out", tmp_path)
+    assert sentence.startswith(f"error: --out {tmp_path} is a folder")

@@ -1,0 +1,162 @@
+"""Files that appear whole, logs that survive a kill, checkpoints that are kept or pruned."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from runtime import checkpoint
+from runtime.distributed import Ranks
+from runtime.ema import EMA
+from runtime.errors import InputError
+from runtime.files import atomic_write
+from runtime.log import Log, cut_after, readable
+from runtime.npz import Blocks
+from runtime.random import generator, seed_of
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"half of the new")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_seeds_of_near_keys_are_unrelated():
+    seeds = {seed_of(0, "step", step) for step in range(1000)}
+    assert len(seeds) == 1000
+    draws = torch.stack([torch.randn(50, generator=generator("cpu", 0, i)) for i in range(50)])
+    assert torch.corrcoef(draws).fill_diagonal_(0).abs().max() < 0.7
+    assert seed_of(1, 23) != seed_of(12, 3)
+
+
+def run_folder(tmp_path, steps):
+    for step in steps:
+        path = tmp_path / "checkpoints" / f"{step:07d}.pt"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def kept(folder):
+    return [int(path.stem) for path in checkpoint.files_of(folder)]
+
+
+def test_pruning_keeps_the_last_and_the_milestones(tmp_path):
+    folder = run_folder(tmp_path, range(10, 130, 10))
+    checkpoint.prune(folder, keep_last=3, milestone_every=50)
+    assert kept(folder) == [50, 100, 110, 120]
+    checkpoint.prune(folder, keep_last=0, milestone_every=0)
+    assert kept(folder) == [50, 100, 110, 120], "0 keeps all"
+
+
+def test_runs_are_numbered_and_the_highest_is_last(tmp_path):
+    for name in ("000-SiT-B-2-x", "002-SiT-B-2-x", "010-SiT-B-2-y", "notes", "1000-SiT-B-2-x"):
+        (tmp_path / name).mkdir()
+    assert [p.name for p in checkpoint.runs(tmp_path, "SiT-B-2-x")][-1] == "1000-SiT-B-2-x"
+    assert checkpoint.new_run(tmp_path, "SiT-B-2-x").name == "1001-SiT-B-2-x"
+    assert checkpoint.new_run(tmp_path / "empty", "a").name == "000-a"
+
+
+def test_any_name_and_folder_of_a_checkpoint_is_fine(tmp_path):
+    """Dots in folders and names once broke resuming: the step is in the file."""
+    folder = tmp_path / "user.name" / "v1.5"
+    folder.mkdir(parents=True)
+    for content, step in (({"train_steps": 7}, 7), ({"steps": 8}, 8), ({}, None)):
+        torch.save({"model": {"w": torch.zeros(1)}, **content}, folder / "last.pt")
+        assert checkpoint.read(folder / "last.pt").step == step
+    torch.save({"model": {"w": torch.zeros(1)}}, folder / "0050000.pt")
+    assert checkpoint.read(folder / "0050000.pt").step == 50_000
+
+
+def test_an_empty_run_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint in"):
+        checkpoint.read(tmp_path)
+
+
+def test_prefixes_of_ddp_and_compile_are_removed(tmp_path):
+    names = ["module.blocks.0.w", "_orig_mod.blocks.1.w", "blocks.2._orig_mod.w"]
+    torch.save({"model": {name: torch.zeros(1) for name in names}}, tmp_path / "0000001.pt")
+    read = checkpoint.read(tmp_path / "0000001.pt").model
+    assert list(read) == ["blocks.0.w", "blocks.1.w", "blocks.2.w"]
+
+
+def test_ema_is_the_recursion_in_float32_and_starts_as_the_model():
+    model = torch.nn.Linear(3, 2)
+    ema = EMA(model, 0.9)
+    expected = model.weight.detach().clone()
+    assert torch.equal(ema.model.weight, expected)
+    for _ in range(5):
+        torch.nn.init.normal_(model.weight)
+        ema.update(model)
+        expected = 0.9 * expected + 0.1 * model.weight.detach()
+    torch.testing.assert_close(ema.model.weight, expected)
+    assert not ema.model.weight.requires_grad and not ema.model.training
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def test_the_log_writes_means_since_the_last_line(tmp_path, capsys):
+    log = Log(tmp_path, ALONE, start=0, stop=4, images_per_step=8)
+    for value in (1.0, 3.0):
+        log.add(loss=torch.tensor(value))
+    log.write(2, reg_weight=0.2)
+    log.add(loss=torch.tensor(7.0))
+    log.write(4)
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [2.0, 7.0]
+    assert lines[0]["reg_weight"] == 0.2 and lines[1]["seconds_left"] == 0
+    assert "step 2/4  loss 2.0000" in capsys.readouterr().out
+
+
+def test_a_mean_that_is_not_finite_stops_the_run(tmp_path):
+    log = Log(tmp_path, ALONE, start=10, stop=30, images_per_step=8)
+    log.add(loss=torch.tensor(float("nan")))
+    with pytest.raises(FloatingPointError, match="loss became nan between steps 10 and 20"):
+        log.write(20)
+
+
+def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = [json.dumps({"step": step}) for step in (10, 20, 30)]
+    path.write_text("\n".join([*lines, '{"step": 4']))
+    cut_after(path, 20)
+    assert path.read_text() == "\n".join(lines[:2]) + "\n"
+
+
+def test_the_readable_line_has_what_people_watch():
+    row = dict(step=5, loss=1, velocity=2, reg=-1, grad_norm=0.5, images_per_second=99.6)
+    assert readable(row | {"seconds_left": 3725}, 10) == (
+        "step  5/10  loss 1.0000  velocity 2.0000  reg -1.0000  grad 0.500  100 images/s  "
+        "1:02:05 left"
+    )
+
+
+def test_blocks_of_any_order_pack_in_the_order_of_their_index(tmp_path):
+    blocks = Blocks(tmp_path / "b")
+    blocks.write(4, index=np.arange(4, 8), arr_0=np.arange(40, 80, dtype=np.uint8).reshape(4, 10))
+    for part in (1, 0):  # two ranks dealt out in turn
+        index = np.arange(part, 4, 2)
+        values = np.repeat(index[:, None] * 10, 10, axis=1) + np.arange(10)
+        blocks.write(0, part, index=index, arr_0=values.astype(np.uint8))
+    blocks.pack(tmp_path / "all.npz", ["arr_0"], 6)
+    packed = np.load(tmp_path / "all.npz")["arr_0"]
+    assert np.array_equal(packed, np.arange(60, dtype=np.uint8).reshape(6, 10))
+
+
+def test_packing_is_bounded_by_a_block_not_by_the_whole(tmp_path):
+    import tracemalloc
+
+    blocks = Blocks(tmp_path / "b")
+    for first in range(0, 40):
+        blocks.write(first, index=np.array([first]), arr_0=np.zeros((1, 1 << 20), np.uint8))
+    tracemalloc.start()
+    blocks.pack(tmp_path / "all.npz", ["arr_0"], 40)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()

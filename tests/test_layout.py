@@ -1,0 +1,182 @@
+"""The shape of the repository: what imports what, what gets installed, what the tables promise."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+import typing
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import transport
+from models import SiT_models
+from runtime import config
+from runtime.presets import PRESETS
+from tests.commands import ROOT, succeed
+
+# Room -> what it may import of ours. Arrows point one way.
+MAY_IMPORT = {
+    "layersync": set(),
+    "models": set(),
+    "runtime": set(),
+    "transport": {"layersync"},
+    "domains": {"runtime"},
+    "evaluations": {"domains", "models", "transport", "layersync", "runtime"},
+}
+TORCH_ONLY = ("layersync", "models")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level names that a file imports; relative imports stay in the room."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_flow_one_way(room):
+    scripts = {path.stem for path in ROOT.glob("*.py")}
+    for path in (ROOT / room).rglob("*.py"):
+        ours = imports_of(path) & (MAY_IMPORT.keys() | scripts)
+        assert ours <= MAY_IMPORT[room] | {room}, f"{path} imports {ours}"
+
+
+@pytest.mark.parametrize("room", TORCH_ONLY)
+def test_the_method_and_the_models_need_torch_alone(room):
+    allowed = {"torch", room} | set(sys.stdlib_module_names)
+    for path in (ROOT / room).rglob("*.py"):
+        assert imports_of(path) <= allowed, path
+
+
+def test_commands_start_without_the_heavy_extras():
+    """Training on digits must not need what only VAEs, hubs and dashboards need."""
+    code = (
+        "import sys; sys.argv = ['train.py', '--preset', 'digits', '--dry-run']; "
+        "import train, sample_ddp, evaluations.score; train.main(); "
+        "heavy = {'diffusers', 'transformers', 'wandb', 'av', 'datasets', 'timm', 'tensorboard'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_pip_install_brings_the_method_and_nothing_else(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    (source / "layersync").mkdir()
+    for path in (ROOT / "layersync").iterdir():
+        if path.is_file():
+            (source / "layersync" / path.name).write_bytes(path.read_bytes())
+    subprocess.run([*build, "-w", str(tmp_path), str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"layersync"}
+    assert "layersync/py.typed" in names
+    metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA")))
+    required = [line for line in metadata.decode().splitlines() if line.startswith("Requires-Dist")]
+    assert [line for line in required if "extra ==" not in line] == ["Requires-Dist: torch>=2.11"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds(name):
+    result = succeed("train", "--preset", name, "--dry-run")
+    lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+    for flag, value in PRESETS[name].items():
+        assert lines[flag] == str(value)
+    assert lines["model"] in SiT_models
+
+
+def choices(holder: type, name: str) -> set:
+    """The values that a flag's Literal allows."""
+    hint = typing.get_type_hints(holder)[name]
+    parts = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
+    return {value for part in parts for value in (typing.get_args(part) or (None,))}
+
+
+def test_flags_take_their_choices_from_the_tables():
+    import train
+    from layersync import SCHEDULES
+
+    flags = config.TrainConfig
+    assert choices(flags, "path_type") == set(transport.PATHS)
+    assert choices(flags, "prediction") == set(transport.PREDICTIONS)
+    assert choices(flags, "loss_weight") == set(transport.LOSS_WEIGHTS)
+    assert choices(flags, "loss_type") == set(train.REGULARISERS)
+    assert choices(flags, "reg_schedule") == set(SCHEDULES)
+    assert choices(config.SDEFlags, "sampling_method") == set(transport.SDE_METHODS)
+    assert choices(config.SDEFlags, "diffusion_form") == set(transport.DIFFUSION_FORMS)
+    assert choices(config.SDEFlags, "last_step") == set(transport.LAST_STEPS)
+
+
+def test_the_public_flags_and_defaults_are_kept():
+    """vita-epfl/LayerSync's train.py and SiT's sample_ddp.py."""
+    ours = {f.name: f.default for f in dataclasses.fields(config.TrainConfig)}
+    public = dict(
+        dataset_name="imagenet-1k", results_dir="results", model="SiT-XL/2", epochs=1400,
+        global_batch_size=256, global_seed=0, num_workers=4, ckpt_every=10_000,
+        sample_every=10_000, cfg_scale=4.0, loss_type="layer_sync", cache_dir="./cache/",
+        wandb=False, wandb_run_name="SiT-Training", fine_tune=False, path_type="Linear",
+        prediction="velocity", loss_weight=None, sample_eps=None, train_eps=None,
+    )  # fmt: skip
+    assert public.items() <= ours.items()
+    # Decided by the data set or the model, and by a deliberate difference.
+    assert {"image_size", "num_classes", "vae", "encoder_depth", "gt_encoder_depth"} <= ours.keys()
+    assert ours["log_every"] == 100 and ours["multi_blocks_match"] == "[]"
+    for holder in (config.NpzODE, config.NpzSDE):
+        flags = {f.name: f.default for f in dataclasses.fields(holder)}
+        shared = dict(
+            sample_dir="samples", per_proc_batch_size=4, num_fid_samples=50_000, cfg_scale=1.0,
+            num_sampling_steps=250, global_seed=0, tf32=True, ckpt=None,
+        )  # fmt: skip
+        assert shared.items() <= flags.items()
+    assert {f.name: f.default for f in dataclasses.fields(config.GridODE)}["cfg_scale"] == 4.0
+
+
+def test_the_five_lines_of_the_readme_run():
+    readme = (ROOT / "README.md").read_text()
+    block = next(b for b in readme.split("```")[1::2] if "record_blocks" in b)
+    code = block.removeprefix("python\n")
+    setup = (
+        "import torch\n"
+        "from torch import nn\n"
+        "class Model(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        layer = lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)\n"
+        "        self.blocks = nn.ModuleList(layer() for _ in range(12))\n"
+        "    def forward(self, x):\n"
+        "        for block in self.blocks:\n"
+        "            x = block(x)\n"
+        "        return x\n"
+        "model, criterion, step = Model(), nn.MSELoss(), 0\n"
+        "x = y = torch.randn(2, 5, 16)\n"
+    )
+    names: dict = {}
+    exec(setup + code, names)  # noqa: S102
+    assert names["loss"].isfinite() and model_has_gradients(names["model"])
+
+
+def model_has_gradients(model) -> bool:
+    return all(p.grad is not None for p in model.parameters())
+
+
+def test_every_flag_that_the_readme_uses_exists():
+    readme = (ROOT / "README.md").read_text()
+    known = {
+        f.name
+        for holder in (config.TrainConfig, config.NpzODE, config.NpzSDE, config.GridODE)
+        for f in dataclasses.fields(holder)
+    }
+    known |= {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "out", "classifier"}
+    import re
+
+    used = {w.replace("-", "_") for w in re.findall(r"--([a-z][a-z0-9_-]*)", readme)}
+    assert used <= known, used - known

@@ -1,0 +1,354 @@
+"""sample.py and sample_ddp.py as a person runs them."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+from runtime.random import SampleStreams
+from tests.commands import ROOT, call, launch, launched, refused, succeed
+from transport import Guidance, Sampler, create_transport
+
+SMALL = ["--num-fid-samples", 20, "--per-proc-batch-size", 6]
+
+
+@pytest.fixture(scope="module")
+def model(perturb):
+    """A model of digits that has not been trained but does something in every block."""
+    model = models.SiT(
+        input_size=8, in_channels=1, hidden_size=32, depth=3, num_heads=2, num_classes=10
+    )
+    return perturb(model, 0.1).eval()
+
+
+@pytest.fixture(scope="module")
+def ckpt(model, tmp_path_factory):
+    """The checkpoint that train.py would write of it; the EMA differs from the raw weights."""
+    path = tmp_path_factory.mktemp("run") / "checkpoints" / "0000042.pt"
+    path.parent.mkdir()
+    raw = {name: value + 0.01 for name, value in model.state_dict().items()}
+    args = dict(dataset_name="digits", model="SiT-Ti/2", image_size=8, vae="none")
+    torch.save(
+        {
+            "model": raw, "ema": model.state_dict(), "opt": {}, "args": args,
+            "train_steps": 42, "architecture": model.config, "regulariser": {},
+        },
+        path,
+    )  # fmt: skip
+    return path
+
+
+def npz_of(folder: Path) -> Path:
+    (path,) = folder.glob("*.npz")
+    return path
+
+
+def protocol_of(folder: Path) -> dict:
+    return json.loads(npz_of(folder).with_suffix(".json").read_text())
+
+
+SOLVERS = {
+    "heun": "ODE --sampling-method heun2 --num-sampling-steps 5",
+    "dopri5": "ODE --sampling-method dopri5",
+    "sde": "SDE --num-sampling-steps 6 --cfg-scale 2.0",
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_samples_do_not_depend_on_the_number_of_processes(tmp_path, ckpt, solver):
+    files = []
+    for processes in (1, 2, 3):
+        folder = tmp_path / str(processes)
+        mode, *flags = SOLVERS[solver].split()
+        flags += ["--ckpt", ckpt, *SMALL, "--sample-dir", folder]
+        launched("sample_ddp", mode, *flags, processes=processes)
+        files.append(npz_of(folder).read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_npz_is_what_adm_reads(tmp_path, ckpt):
+    flags = ["--sampling-method", "euler", "--num-sampling-steps", 5, "--sample-dir", tmp_path]
+    succeed("sample_ddp", "ODE", "--ckpt", ckpt, *SMALL, *flags, "--pngs")
+    content = np.load(npz_of(tmp_path), allow_pickle=False)
+    assert content["arr_0"].dtype == np.uint8 and content["arr_0"].shape == (20, 8, 8, 1)
+    assert content["arr_1"].dtype == np.int64 and content["arr_1"].shape == (20,)
+    assert len(set(content["arr_1"].tolist())) > 4
+    with zipfile.ZipFile(npz_of(tmp_path)) as archive:  # ADM streams the members out of the zip
+        assert archive.namelist()[0] == "arr_0.npy"
+    pictures = sorted(npz_of(tmp_path).with_suffix("").glob("*.png"))
+    assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(20)]
+    assert np.array_equal(np.asarray(Image.open(pictures[7])), content["arr_0"][7, :, :, 0])
+    assert not list(tmp_path.glob("*.blocks"))
+
+
+def test_sample_i_is_a_function_of_seed_and_i_alone(tmp_path, ckpt, model):
+    """Drawn here by hand, one at a time, with the public pieces."""
+    flags = ["--sampling-method", "euler", "--num-sampling-steps", 5, "--global-seed", 3]
+    succeed("sample_ddp", "ODE", "--ckpt", ckpt, *SMALL, *flags, "--sample-dir", tmp_path)
+    content = np.load(npz_of(tmp_path))
+    sample = Sampler(create_transport()).sample_ode(sampling_method="euler", num_steps=5)
+    for index in (0, 7, 19):
+        z, y = SampleStreams([index], 3, "cpu").start((1, 8, 8), 10)
+        x = sample(z, model, y=y)[-1]
+        image = (127.5 * x + 128).clamp(0, 255).to(torch.uint8)[0, 0].numpy()
+        assert content["arr_1"][index] == y.item()
+        difference = np.abs(content["arr_0"][index, :, :, 0].astype(int) - image.astype(int))
+        assert difference.max() <= 1, "the batch's company may change the last bit of a float"
+
+
+def test_the_protocol_card_says_how_with_the_measured_calls(tmp_path, ckpt):
+    flags = ["--sampling-method", "heun2", "--num-sampling-steps", 11, "--cfg-scale", 1.5]
+    flags += ["--guidance-low", 0.5, "--sample-dir", tmp_path]
+    succeed("sample_ddp", "ODE", "--ckpt", ckpt, *SMALL, *flags)
+    card = protocol_of(tmp_path)
+    assert card["network_calls"] == {"mean": 20, "max": 20}
+    # 10 steps of 2 calls; the 5 steps that start at t >= 0.5 see both halves.
+    assert card["network_rows_per_sample"] == 10 + 2 * 10
+    assert card["checkpoint"]["step"] == 42 and len(card["checkpoint"]["sha256"]) == 64
+    assert card["guidance"] == {"scale": 1.5, "channels": "all", "interval_in_t": [0.5, 1.0]}
+    assert card["sampler"]["mode"] == "ODE" and card["sampler"]["sampling_method"] == "heun2"
+    assert card["seed_scheme"] == "(seed, sample index)" and card["codec"] == {"name": "pixels"}
+    assert card["versions"]["torch"] == torch.__version__
+
+
+def test_published_protocols_by_name(tmp_path, ckpt):
+    short = ["--num-sampling-steps", 6, "--num-fid-samples", 4, "--ckpt", ckpt]
+    for name in ("paper-ode", "paper-sde", "repa-sde"):
+        succeed("sample_ddp", "--protocol", name, *short, "--sample-dir", tmp_path / name)
+    ode, paper, repa = (
+        protocol_of(tmp_path / name) for name in ("paper-ode", "paper-sde", "repa-sde")
+    )
+    assert ode["sampler"]["sampling_method"] == "heun2" and ode["guidance"]["scale"] == 1.0
+    assert ode["network_calls"]["max"] == 10 and paper["network_calls"]["max"] == 6
+    assert paper["guidance"] == {"scale": 1.37, "channels": 3, "interval_in_t": [0.0, 1.0]}
+    assert repa["guidance"] == {"scale": 1.8, "channels": "all", "interval_in_t": [0.3, 1.0]}
+    assert repa["sampler"]["state"] == "float64"
+    assert "is an SDE protocol" in refused("sample_ddp", "ODE", "--protocol", "paper-sde")
+
+
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tmp_path, ckpt):
+    flags = ["ODE", "--ckpt", ckpt, "--sampling-method", "heun2", "--num-sampling-steps", 40]
+    flags += ["--num-fid-samples", 60, "--per-proc-batch-size", 4]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    words = [sys.executable, str(ROOT / "sample_ddp.py"), *map(str, flags)]
+    process = subprocess.Popen([*words, "--sample-dir", str(killed)], cwd=ROOT, env=os.environ)
+    deadline = time.monotonic() + 120
+    while len(list(killed.glob("*.blocks/*.npz"))) < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(killed.glob("*.npz"))
+    done = {path: path.stat().st_mtime_ns for path in killed.glob("*.blocks/*.npz")}
+    assert 3 <= len(done) < 15
+    again = launch("sample_ddp", *flags, "--sample-dir", killed)
+    assert again.code == 0 and "15/15" in again.err
+    succeed("sample_ddp", *flags, "--sample-dir", straight)
+    assert npz_of(killed).read_bytes() == npz_of(straight).read_bytes()
+    finished = succeed("sample_ddp", *flags, "--sample-dir", straight)
+    assert "is finished" in finished.out
+
+
+def test_two_checkpoints_never_share_a_file_and_a_name_is_not_overwritten(tmp_path, ckpt, model):
+    other = tmp_path / "other" / "0000042.pt"
+    other.parent.mkdir()
+    content = torch.load(ckpt, weights_only=True)
+    content["ema"] = content["model"]
+    torch.save(content, other)
+    flags = ["--num-fid-samples", 4, "--sampling-method", "euler", "--num-sampling-steps", 3]
+    flags += ["--sample-dir", tmp_path / "out"]
+    for path in (ckpt, other):
+        succeed("sample_ddp", "ODE", "--ckpt", path, *flags)
+    one, two = (np.load(path)["arr_0"] for path in (tmp_path / "out").glob("*.npz"))
+    assert not np.array_equal(one, two)
+    succeed("sample_ddp", "ODE", "--ckpt", ckpt, *flags, "--name", "mine")
+    said = refused("sample_ddp", "ODE", "--ckpt", other, *flags, "--name", "mine")
+    assert "another checkpoint" in said and "mine.json" in said
+
+
+def test_legacy_seeds_are_sits(tmp_path, ckpt, model):
+    """SiT: one stream per rank; noise, then labels; SDE noise on the CPU for both halves."""
+    flags = ["--legacy-seeds", "--global-seed", 5, "--cfg-scale", 2.0, "--num-sampling-steps", 4]
+    flags += ["--num-fid-samples", 5, "--per-proc-batch-size", 3, "--sample-dir", tmp_path]
+    succeed("sample_ddp", "SDE", "--ckpt", ckpt, *flags)
+    torch.manual_seed(5)
+    images, labels = [], []
+    for _ in range(2):
+        z, y = torch.randn(3, 1, 8, 8), torch.randint(0, 10, (3,))
+        sample = Sampler(create_transport()).sample_sde(
+            diffusion_form="sigma", num_steps=4,
+            guidance=Guidance(2.0, model.null),
+            randn=lambda x: torch.randn(2 * len(x), 1, 8, 8)[: len(x)],
+        )  # fmt: skip
+        images.append(sample(z, model, y=y)[-1])
+        labels.append(y)
+    content = np.load(npz_of(tmp_path))
+    expected = (127.5 * torch.cat(images) + 128).clamp(0, 255).to(torch.uint8)[:5, 0].numpy()
+    assert content["arr_1"].tolist() == torch.cat(labels)[:5].tolist()
+    assert np.array_equal(content["arr_0"][..., 0], expected)
+    assert protocol_of(tmp_path)["seed_scheme"] == "seed * world + rank"
+
+
+def test_likelihood_is_of_real_images(tmp_path, ckpt):
+    flags = ["--likelihood", "--num-fid-samples", 7, "--sample-dir", tmp_path]
+    flags += ["--sampling-method", "heun2", "--num-sampling-steps", 8]
+    result = succeed("sample_ddp", "ODE", "--ckpt", ckpt, *flags)
+    content, card = np.load(npz_of(tmp_path)), protocol_of(tmp_path)
+    bits = content["bits_per_dim"]
+    assert bits.shape == (7,) and np.isfinite(bits).all()
+    np.testing.assert_allclose(bits, -content["log_density"] / (64 * np.log(2)), rtol=1e-5)
+    assert card["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-6)
+    assert "bits per dimension" in result.out
+
+
+def test_reverse_gives_the_noise_that_real_images_come_from(tmp_path, ckpt, model):
+    import domains
+
+    flags = ["--reverse", "--num-fid-samples", 4, "--sample-dir", tmp_path]
+    flags += ["--sampling-method", "heun2", "--num-sampling-steps", 60]
+    succeed("sample_ddp", "ODE", "--ckpt", ckpt, *flags)
+    noise = torch.from_numpy(np.load(npz_of(tmp_path))["arr_0"])
+    domain = domains.build("digits")
+    held_out = domain.held_out_set()
+    batch = domain.collate([held_out[domains.Draw(i, seed=0)] for i in range(4)]).checked()
+    sample = Sampler(create_transport()).sample_ode(sampling_method="heun2", num_steps=60)
+    back = domain.codec.decode(sample(noise, model, y=batch.y)[-1])
+    assert (back.int() - batch.raw.int()).abs().max() <= 2
+
+
+def test_a_grid_from_one_checkpoint(tmp_path, ckpt):
+    out = tmp_path / "grid.png"
+    result = succeed("sample", "--ckpt", ckpt, "--out", out, "--num-sampling-steps", 5)
+    assert Image.open(out).size[0] > 100 and "16 samples" in result.out
+    folder = ckpt.parent.parent
+    flags = ["--num-sampling-steps", 5, "--class-labels", 3, 1, 4, "--cfg-scale", 1]
+    succeed("sample", "SDE", "--ckpt", folder, "--out", out, *flags)
+    assert Image.open(out).size[0] < 300
+
+
+def public_layouts(folder: Path, model: models.SiT) -> dict[str, Path]:
+    """The same weights as the public codes save them."""
+    ema, flags = model.state_dict(), argparse.Namespace(model="SiT-S/2", vae="ema", num_classes=10)
+    raw = {name: value + 0.01 for name, value in ema.items()}
+    repa = ema | {"projectors.0.0.weight": torch.randn(4, 4)}
+    layouts = {
+        "train.py": {"model": raw, "ema": ema, "opt": {}, "args": flags},
+        "bare": ema,
+        "ema-only": {"ema": ema},
+        "ddp": {"model": {f"module.{name}": value for name, value in ema.items()}},
+        "repa": {"model": repa, "ema": repa, "opt": {}, "args": flags, "steps": 42},
+    }
+    for name, content in layouts.items():
+        torch.save(content, folder / f"{name}.pt")
+    from safetensors.torch import save_file
+
+    save_file({k: v.contiguous() for k, v in ema.items()}, folder / "weights.safetensors")
+    paths = {name: folder / f"{name}.pt" for name in layouts}
+    return paths | {"safetensors": folder / "weights.safetensors"}
+
+
+def test_every_public_layout_samples(tmp_path, perturb, tiny_vae):
+    """Four-channel latents of 16x16; the tiny VAE stands for Stable Diffusion's."""
+    small = models.SiT_models["SiT-S/8"](input_size=16, num_classes=10)
+    model = perturb(small, 0.05).eval()
+    pictures = {}
+    for name, path in public_layouts(tmp_path, model).items():
+        out = tmp_path / f"{name}.png"
+        flags = ["--vae", tiny_vae, "--image-size", 32, "--num-sampling-steps", 3, "--out", out]
+        flags += ["--sampling-method", "euler", "--class-labels", 1, 9, "--cfg-scale", 1.5]
+        succeed("sample", "ODE", "--ckpt", path, *flags)
+        pictures[name] = np.asarray(Image.open(out))
+    first = pictures["bare"]
+    assert first.std() > 5
+    for name in ("train.py", "ema-only", "ddp", "safetensors"):
+        assert np.array_equal(pictures[name], first), name
+    assert not np.array_equal(pictures["repa"], first), "its time runs the other way"
+
+
+def damaged(folder: Path, ckpt: Path) -> dict[str, tuple[Path, str]]:
+    """Files that are no checkpoints, and what the refusal must say of them."""
+
+    class Shell:
+        def __reduce__(self):
+            return os.system, (f"touch {folder}/executed",)
+
+    whole = ckpt.read_bytes()
+    paths = {name: folder / f"{name}.pt" for name in ("cut", "empty", "text", "code", "list")}
+    paths["cut"].write_bytes(whole[: len(whole) // 2])
+    paths["empty"].write_bytes(b"")
+    paths["text"].write_text("these are not the weights you are looking for")
+    torch.save({"model": Shell()}, paths["code"])
+    torch.save([1, 2], paths["list"])
+    torch.save({"model": {"x": 3}}, folder / "number.pt")
+    torch.save({"model": {"conv.weight": torch.zeros(2)}}, folder / "foreign.pt")
+    (folder / "cut.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    said = {
+        "cut": "damaged or truncated", "empty": "empty.pt", "text": "text.pt",
+        "code": "nothing in a checkpoint may be executed", "list": "holds a list",
+    }  # fmt: skip
+    cases = {name: (paths[name], words) for name, words in said.items()}
+    cases["number"] = (folder / "number.pt", "no state dict")
+    cases["foreign"] = (folder / "foreign.pt", "not the weights of a SiT")
+    cases["cut.safetensors"] = (folder / "cut.safetensors", "damaged")
+    cases["missing"] = (folder / "missing.pt", "does not exist")
+    return cases
+
+
+def test_files_that_are_no_checkpoints_get_one_sentence_and_run_nothing(tmp_path, ckpt):
+    for path, words in damaged(tmp_path, ckpt).values():
+        said = refused("sample", "--ckpt", path, "--out", tmp_path / "x.png")
+        assert words in said and path.name in said, said
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "x.png").exists()
+
+
+def test_weights_that_do_not_fit_their_architecture_name_the_first_tensor(tmp_path, ckpt):
+    content = torch.load(ckpt, weights_only=True)
+    content["ema"]["blocks.1.attn.qkv.weight"] = torch.zeros(3, 3)
+    torch.save(content, tmp_path / "0000001.pt")
+    said = refused("sample", "--ckpt", tmp_path / "0000001.pt")
+    assert "blocks.1.attn.qkv.weight is (3, 3) in the checkpoint and (96, 32)" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("", "--ckpt is missing"),
+        ("--ckpt CKPT --class-labels 3 10", "class id 10 is out of range"),
+        ("--ckpt CKPT --model SiT-XL/2", "--model SiT-XL/2"),
+        ("--ckpt CKPT --num-classes 1000", "--num-classes 1000"),
+        ("--ckpt CKPT --image-size 256", "--image-size 256"),
+        ("--ckpt CKPT --dataset_name fashion-mnist", "--image-size 8"),
+        ("--ckpt CKPT --vae /no/such/vae --dataset_name folder", "/no/such/vae"),
+        ("--ckpt CKPT --sampling-method rk99", "unknown ODE sampling method 'rk99'"),
+        ("--ckpt CKPT --num-sampling-steps 1", "at least 2"),
+        ("--ckpt CKPT --guidance-low 0.9 --guidance-high 0.1", "interval"),
+        ("--ckpt CKPT --protocol best", "unknown protocol 'best'"),
+    ],
+)
+def test_bad_flags_of_sampling_get_one_sentence(tmp_path, ckpt, flags, words):
+    said = refused("sample", *flags.replace("CKPT", str(ckpt)).split(), "--out", tmp_path / "x.png")
+    assert words in said
+    assert not any(tmp_path.iterdir())
+
+
+def test_misspelt_flags_are_errors_not_ignored(tmp_path, ckpt):
+    for script in ("sample", "sample_ddp"):
+        result = call(script, "ODE", "--ckpt", ckpt, "--cfg-scal", "1.5")
+        assert result.code == 2 and "--cfg-scal" in result.err + result.out
+    for flags in (["--likelihood", "--reverse"], ["--legacy-seeds", "--reverse"]):
+        said = refused("sample_ddp", "ODE", "--ckpt", ckpt, *flags, "--sample-dir", tmp_path)
+        assert "do not go together" in said
+    said = refused("sample_ddp", "ODE", "--ckpt", ckpt, "--num-fid-samples", 0)
+    assert "--num-fid-samples" in said
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,434 @@
+"""train.py as a person runs it: real data, real processes, real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+from domains.order import GlobalBatches
+from runtime import checkpoint
+from runtime.config import TrainConfig
+from tests.commands import (
+    ROOT,
+    assert_same_state,
+    call,
+    checkpoint_of,
+    flat,
+    launch,
+    launched,
+    refused,
+    succeed,
+)
+
+# Digits: 1,297 training images are 3 steps of 400 an epoch, so that 4 + 4 steps stop in mid-epoch
+# and cross into new epochs.
+TINY = (
+    "--dataset_name digits --model SiT-Ti/4 --depth 4 --hidden-size 32 --num-heads 2 --lr 1e-3 "
+    "--ema-decay 0.9 --num-workers 0 --log-every 2 --sample-every 0 --no-tensorboard"
+).split()
+EPOCHS = [*TINY, "--global-batch-size", "432"]
+BATCH = [*TINY, "--global-batch-size", "12"]
+
+
+def rows(results: Path) -> list[dict]:
+    (path,) = results.glob("*/log.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_resume_is_exact(tmp_path, processes):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run = dict(processes=processes)
+    launched("train", *EPOCHS, "--results-dir", straight, "--max-steps", 8, **run)
+    launched("train", *EPOCHS, "--results-dir", stopped, "--max-steps", 4, **run)
+    resume = ["--max-steps", 8, "--resume", "auto"]
+    launched("train", *EPOCHS, "--results-dir", stopped, *resume, **run)
+    assert_same_state(checkpoint_of(straight, 8), checkpoint_of(stopped, 8))
+    numbers = ("step", "loss", "velocity", "reg", "grad_norm")
+    for one, other in zip(rows(straight), rows(stopped), strict=True):
+        assert [one[key] for key in numbers] == [other[key] for key in numbers]
+
+
+@pytest.fixture(scope="module")
+def one_and_two_ranks(tmp_path_factory):
+    folders = {n: tmp_path_factory.mktemp(f"ranks{n}") for n in (1, 2)}
+    for processes, folder in folders.items():
+        arguments = ["--results-dir", folder, "--max-steps", 2, "--log-every", 1, "--ckpt-every", 1]
+        launched("train", *BATCH, *arguments, processes=processes)
+    return folders
+
+
+def test_two_ranks_average_to_the_gradient_of_the_joint_batch(one_and_two_ranks):
+    """After one step AdamW's first moment is 0.1 of the gradient."""
+    one, two = (checkpoint_of(folder, 1)["opt"]["state"] for folder in one_and_two_ranks.values())
+    gradients = [state["exp_avg"] for state in one.values()]
+    assert max(g.abs().max() for g in gradients) > 1e-3
+    for ours, joint in zip(two.values(), gradients, strict=True):
+        torch.testing.assert_close(ours["exp_avg"], joint, rtol=1e-4, atol=1e-8)
+
+
+def test_logged_parts_add_up_and_are_averages_over_ranks(one_and_two_ranks):
+    one, two = (rows(folder) for folder in one_and_two_ranks.values())
+    for alone, joined in zip(one, two, strict=True):
+        total = joined["velocity"] + joined["reg_weight"] * joined["reg"]
+        assert joined["loss"] == pytest.approx(total, rel=1e-5)
+        for name in ("loss", "velocity", "reg", "grad_norm"):
+            assert joined[name] == pytest.approx(alone[name], rel=1e-4)
+
+
+def test_noise_times_drops_and_data_do_not_depend_on_the_number_of_ranks():
+    import train
+
+    config = TrainConfig(global_batch_size=12)
+    draws = train.draws_of_step(config, (1, 8, 8), 7, torch.device("cpu"))
+    again = train.draws_of_step(config, (1, 8, 8), 7, torch.device("cpu"))
+    other = train.draws_of_step(config, (1, 8, 8), 8, torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))
+    assert not torch.equal(draws.noise, other.noise)
+
+    def joined(ranks, micro_batches):
+        samplers = [
+            GlobalBatches(
+                100, 12, seed=0, start=7, stop=8, rank=r, ranks=ranks, micro_batches=micro_batches
+            )
+            for r in range(ranks)
+        ]
+        return [draw for sampler in samplers for part in sampler for draw in part]
+
+    assert joined(1, 1) == joined(2, 1) == joined(3, 2) == joined(4, 3)
+
+
+def test_gradient_accumulation_is_the_joint_batch(tmp_path):
+    for name, parts in (("one", 1), ("three", 3)):
+        arguments = ["--results-dir", tmp_path / name, "--max-steps", 1, "--grad-accum", parts]
+        succeed("train", *BATCH, *arguments)
+    one, three = (checkpoint_of(tmp_path / name, 1)["opt"]["state"] for name in ("one", "three"))
+    for a, b in zip(one.values(), three.values(), strict=True):
+        torch.testing.assert_close(a["exp_avg"], b["exp_avg"], rtol=1e-4, atol=1e-8)
+
+
+def test_weight_zero_is_vanilla_bit_for_bit(tmp_path):
+    for name, flags in (("zero", ["--reg-weight", 0]), ("vanilla", ["--loss-type", "vanilla"])):
+        succeed("train", *BATCH, "--results-dir", tmp_path / name, "--max-steps", 3, *flags)
+    assert_same_state(checkpoint_of(tmp_path / "zero", 3), checkpoint_of(tmp_path / "vanilla", 3))
+
+
+def test_the_term_changes_the_weights(tmp_path):
+    for name, weight in (("off", 0), ("on", 0.5)):
+        flags = ["--results-dir", tmp_path / name, "--max-steps", 3, "--reg-weight", weight]
+        succeed("train", *BATCH, *flags)
+    off, on = (flat(checkpoint_of(tmp_path / name, 3)["model"]) for name in ("off", "on"))
+    assert any(not torch.equal(off[key], on[key]) for key in off)
+
+
+def test_pairs_and_schedule_by_flags(tmp_path):
+    flags = ["--loss-type", "multiple_sync", "--multi-blocks-match", "[(1,2),(1,3)]"]
+    flags += ["--reg-schedule", "linear", "--reg-schedule-steps", 4, "--reg-weight", 0.4]
+    result = succeed("train", *BATCH, "--results-dir", tmp_path, "--max-steps", 4, *flags)
+    assert "pairs=1:2, 1:3" in result.out
+    assert [row["reg_weight"] for row in rows(tmp_path)] == pytest.approx([0.3, 0.1])
+
+
+def test_published_pair_and_weight_are_the_defaults(tmp_path):
+    result = succeed("train", "--model", "SiT-B/2", "--dry-run", "--results-dir", tmp_path)
+    lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+    assert (lines["encoder_depth"], lines["gt_encoder_depth"]) == ("4", "7")
+    assert lines["reg_weight"] == "0.3" and lines["parameters"] == "130,512,416"
+    assert not any(tmp_path.iterdir()), "a dry run writes nothing"
+
+
+def test_a_flag_beats_the_preset_which_beats_the_default(tmp_path):
+    flags = ["--preset", "digits", "--lr", 0.5, "--dry-run", "--results-dir", tmp_path]
+    lines = dict(line.split(maxsplit=1) for line in succeed("train", *flags).out.splitlines())
+    assert lines["lr"] == "0.5" and lines["ema_decay"] == "0.99" and lines["epochs"] == "1400"
+
+
+def test_underscores_and_hyphens_are_the_same(tmp_path):
+    flags = ["--dataset-name", "digits", "--max_steps", 3, "--model", "SiT-Ti/2", "--dry_run"]
+    lines = dict(line.split(maxsplit=1) for line in succeed("train", *flags).out.splitlines())
+    assert lines["dataset_name"] == "digits" and lines["max_steps"] == "3"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short run with previews: results folder, and its checkpoint at step 6."""
+    results = tmp_path_factory.mktemp("trained")
+    flags = ["--max-steps", 6, "--ckpt-every", 2, "--sample-every", 3, "--keep-last", 2]
+    result = succeed("train", *BATCH, *flags, "--tensorboard", "--results-dir", results)
+    return results, result
+
+
+def test_a_run_leaves_checkpoints_log_previews_and_events(trained):
+    results, result = trained
+    (folder,) = results.iterdir()
+    assert folder.name == "000-SiT-Ti-4-SiT-Training"
+    assert [p.stem for p in checkpoint.files_of(folder)] == ["0000004", "0000006"]
+    assert sorted(p.name for p in (folder / "samples").iterdir()) == ["0000003.png", "0000006.png"]
+    assert Image.open(folder / "samples" / "0000006.png").size[0] > 100
+    assert any((folder / "tensorboard").iterdir())
+    last = rows(results)[-1]
+    assert last["step"] == 6 and last["images_per_second"] > 0 and last["seconds_left"] == 0
+    assert "step 6/6  loss" in result.out and "left" in result.out
+
+
+def test_a_checkpoint_is_plain_data_and_a_plain_sit(trained):
+    results, _ = trained
+    content = checkpoint_of(results, 6)  # weights_only=True
+    assert {"model", "ema", "opt", "args"} <= set(content)
+    assert isinstance(content["args"], dict) and content["args"]["dataset_name"] == "digits"
+    assert set(content["model"]) == set(models.SiT(**content["architecture"]).state_dict())
+    assert not content["regulariser"], "LayerSync adds no parameters"
+
+
+def test_ema_lags_the_weights_by_its_decay(tmp_path):
+    flags = ["--max-steps", 1, "--ema-decay", 0.75]
+    succeed("train", *BATCH, *flags, "--results-dir", tmp_path)
+    content = checkpoint_of(tmp_path, 1)
+    torch.manual_seed(0)
+    fresh = models.SiT(**content["architecture"], class_dropout_prob=0.0).state_dict()
+    for name, value in content["ema"].items():
+        torch.testing.assert_close(value, 0.75 * fresh[name] + 0.25 * content["model"][name])
+
+
+def test_a_finished_run_is_left_alone(trained):
+    results, _ = trained
+    again = succeed("train", *BATCH, "--max-steps", 6, "--resume", "auto", "--results-dir", results)
+    assert "is finished: step 6" in again.out
+    assert len(list(results.iterdir())) == 1
+
+
+def test_resuming_with_other_flags_is_refused_and_named(trained):
+    results, _ = trained
+    resume = ["--max-steps", 8, "--resume", "auto", "--results-dir", results]
+    said = refused("train", *BATCH, *resume, "--lr", "0.1", "--reg-weight", "0.9")
+    assert "--lr 0.001 -> 0.1" in said and "--reg-weight 0.2 -> 0.9" in said
+    assert "--resume-anyway" in said
+
+
+def test_resume_anyway_goes_on(trained, tmp_path):
+    results, _ = trained
+    (folder,) = results.iterdir()
+    flags = ["--ckpt", folder, "--max-steps", 7, "--lr", "0.1", "--results-dir", tmp_path]
+    refused("train", *BATCH, *flags)
+    older = ["--ckpt", folder / "checkpoints" / "0000004.pt", *flags[2:]]
+    succeed("train", *BATCH, *older, "--resume-anyway")
+    assert checkpoint_of(tmp_path, 7)["train_steps"] == 7, "an older file branches into a new run"
+
+
+def test_a_public_training_checkpoint_resumes_with_its_optimizer(trained, tmp_path):
+    """SiT's and LayerSync's four keys, flags in a Namespace, the step in the file's name."""
+    import argparse
+
+    results, _ = trained
+    content = checkpoint_of(results, 6)
+    public = {key: content[key] for key in ("model", "ema", "opt")}
+    public["args"] = argparse.Namespace(model="SiT-Ti/4", global_batch_size=12, image_size=8)
+    torch.save(public, tmp_path / "0000006.pt")
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    (folder,) = results.iterdir()
+    for source, target in ((folder / "checkpoints/0000004.pt", ours),):
+        succeed("train", *BATCH, "--ckpt", source, "--max-steps", 8, "--results-dir", target)
+    flags = ["--ckpt", tmp_path / "0000006.pt", "--max-steps", 8, "--results-dir", theirs]
+    succeed("train", *BATCH, *flags)
+    assert_same_state(checkpoint_of(ours, 8), checkpoint_of(theirs, 8))
+
+
+def test_fine_tuning_starts_from_the_ema_with_other_classes_and_sizes(trained, tmp_path):
+    results, _ = trained
+    (folder,) = results.iterdir()
+    images(tmp_path / "images", classes=3, each=6, size=20)
+    flags = [*TINY, "--dataset_name", "folder", "--data-path", tmp_path / "images", "--vae", "none"]
+    start = ["--image-size", 8, "--fine-tune", "--ckpt", folder, "--results-dir", tmp_path / "no"]
+    said = refused("train", *flags, *start, "--global-batch-size", 6, "--max-steps", 1)
+    assert "x_embedder.proj.weight" in said, "one channel to three cannot be bridged"
+
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    flags += ["--global-batch-size", 6, "--max-steps", 1]
+    succeed("train", *flags, "--image-size", 8, "--results-dir", base)
+    images(tmp_path / "more", classes=5, each=6, size=20)
+    flags[flags.index(tmp_path / "images")] = tmp_path / "more"
+    (start,) = base.iterdir()
+    tune = ["--image-size", 16, "--fine-tune", "--ckpt", start, "--lr", 0, "--results-dir", tuned]
+    succeed("train", *flags, *tune)
+    old, new = checkpoint_of(base, 1), checkpoint_of(tuned, 1)
+    assert new["architecture"]["num_classes"] == 5
+    assert new["model"]["pos_embed"].shape == (1, 16, 32)
+    for name in ("blocks.0.attn.qkv.weight", "blocks.3.mlp.fc2.bias", "x_embedder.proj.weight"):
+        assert torch.equal(new["model"][name], old["ema"][name])
+    table = "y_embedder.embedding_table.weight"
+    assert torch.equal(new["model"][table][-1], old["ema"][table][-1])
+
+
+def images(folder: Path, *, classes: int, each: int, size: int) -> None:
+    random = np.random.Generator(np.random.PCG64(0))
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(each):
+            pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class{label}" / f"{number}.png")
+
+
+def test_training_in_the_latents_of_a_vae(tmp_path, tiny_vae):
+    images(tmp_path / "images", classes=2, each=4, size=40)
+    flags = [*TINY, "--dataset_name", "folder", "--data-path", tmp_path / "images"]
+    flags += ["--vae", tiny_vae, "--image-size", 32, "--global-batch-size", 4, "--max-steps", 2]
+    flags += ["--num-workers", 1, "--sample-every", 2, "--results-dir", tmp_path / "results"]
+    succeed("train", *flags)
+    content = checkpoint_of(tmp_path / "results", 2)
+    assert content["architecture"]["in_channels"] == 4
+    assert content["architecture"]["input_size"] == (16, 16)
+    (preview,) = (tmp_path / "results").glob("*/samples/0000002.png")
+    assert Image.open(preview).size[0] > 64
+
+
+def test_corrupt_images_stop_the_run_or_are_counted(tmp_path):
+    images(tmp_path / "images", classes=2, each=6, size=8)
+    (tmp_path / "images/class1/2.png").write_bytes(b"no image")
+    flags = [*TINY, "--dataset_name", "folder", "--data-path", tmp_path / "images", "--vae", "none"]
+    flags += ["--image-size", 8, "--global-batch-size", 4, "--max-steps", 3]
+    said = refused("train", *flags, "--num-workers", 1, "--results-dir", tmp_path / "a")
+    assert "class1/2.png" in said and "--skip-corrupt" in said
+    result = succeed("train", *flags, "--skip-corrupt", "--results-dir", tmp_path / "b")
+    assert "skipped (1): " in result.err and "class1/2.png" in result.err
+    assert rows(tmp_path / "b")[-1]["skipped"] == 1
+
+
+def test_one_rank_that_meets_a_corrupt_image_ends_the_job(tmp_path):
+    images(tmp_path / "images", classes=1, each=4, size=8)
+    (tmp_path / "images/class0/2.png").write_bytes(b"no image")
+    flags = [*TINY, "--dataset_name", "folder", "--data-path", tmp_path / "images", "--vae", "none"]
+    flags += ["--image-size", 8, "--global-batch-size", 4, "--max-steps", 2]
+    result = launch("train", *flags, "--results-dir", tmp_path / "results", processes=2)
+    assert result.code != 0
+    assert result.err.count("error: ") == 1 and "class0/2.png" in result.err
+    assert 'train.py", line' not in result.err, "no traceback of ours"
+
+
+def test_wandb_offline_needs_no_account(tmp_path):
+    pytest.importorskip("wandb")
+    flags = ["--max-steps", 2, "--wandb", "--results-dir", tmp_path]
+    launched("train", *BATCH, *flags)
+    assert list(tmp_path.glob("*/wandb/offline-run-*"))
+
+
+def test_bf16_trains_with_float32_weights(tmp_path):
+    succeed("train", *BATCH, "--precision", "bf16", "--max-steps", 4, "--results-dir", tmp_path)
+    content = checkpoint_of(tmp_path, 4)
+    assert {value.dtype for value in content["model"].values()} == {torch.float32}
+    assert all(np.isfinite(row["loss"]) for row in rows(tmp_path))
+
+
+def test_clipping_bounds_the_update_and_logs_the_norm_before_it(tmp_path):
+    for name, clip in (("free", 0.0), ("clipped", 1e-3)):
+        flags = ["--max-steps", 1, "--clip-grad-norm", clip, "--log-every", 1]
+        succeed("train", *BATCH, *flags, "--results-dir", tmp_path / name)
+    free, clipped = (checkpoint_of(tmp_path / n, 1)["opt"]["state"] for n in ("free", "clipped"))
+    assert rows(tmp_path / "free")[0]["grad_norm"] == rows(tmp_path / "clipped")[0]["grad_norm"]
+    norm = sum((s["exp_avg"] * 10).square().sum() for s in clipped.values()).sqrt()
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+    assert sum((s["exp_avg"] * 10).square().sum() for s in free.values()).sqrt() > 1e-2
+
+
+def test_unconditional_training(tmp_path):
+    succeed("train", *BATCH, "--num-classes", 0, "--max-steps", 2, "--results-dir", tmp_path)
+    assert not any("y_embedder" in name for name in checkpoint_of(tmp_path, 2)["model"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_steps_named(tmp_path):
+    flags = ["--lr", "1e30", "--max-steps", 6, "--results-dir", tmp_path]
+    result = call("train", *BATCH, *flags)
+    assert result.code == 1 and "between steps" in result.err and "Traceback" not in result.err
+
+
+def test_a_killed_run_goes_on_exactly_where_its_last_checkpoint_was(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    length = ["--max-steps", 60, "--ckpt-every", 10]
+    words = [sys.executable, str(ROOT / "train.py"), *BATCH, *map(str, length)]
+    process = subprocess.Popen([*words, "--results-dir", str(killed)], cwd=ROOT, env=os.environ)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("*/checkpoints/0000020.pt")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    succeed("train", *BATCH, *length, "--results-dir", killed, "--resume", "auto")
+    succeed("train", *BATCH, *length, "--results-dir", straight)
+    assert_same_state(checkpoint_of(straight, 60), checkpoint_of(killed, 60))
+    assert [row["step"] for row in rows(killed)] == [row["step"] for row in rows(straight)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--encoder-depth 2 --gt-encoder-depth 2", ["2:2", "4 blocks"]),
+        ("--encoder-depth 3 --gt-encoder-depth 1", ["3:1", "4 blocks"]),
+        ("--encoder-depth 2 --gt-encoder-depth 9", ["2:9", "4 blocks"]),
+        ("--encoder-depth 0", ["0:", "4 blocks"]),
+        ("--loss-type multiple_sync", ["--multi-blocks-match", "[(2,6),(4,8)]"]),
+        ("--loss-type multiple_sync --multi-blocks-match __import__('os')", ["names no pairs"]),
+        ("--reg-schedule cosine", ["--reg-schedule-steps"]),
+        ("--preset nothing", ["unknown preset 'nothing'", "digits"]),
+        ("--model SiT-Q/2", ["unknown model 'SiT-Q/2'", "SiT-XL/2"]),
+        ("--dataset_name nothing", ["nothing", "digits"]),
+        ("--global-batch-size 13 --grad-accum 2", ["--global-batch-size 13", "2 micro-batches"]),
+        ("--global-batch-size 4000", ["1297 images", "4000"]),
+        ("--global-batch-size 0", ["--global-batch-size 0"]),
+        ("--dataset_name folder --data-path /no/such/folder", ["/no/such/folder", "--data-path"]),
+        ("--dataset_name folder", ["--data-path"]),
+        ("--num-classes 3", ["--num-classes"]),
+        ("--image-size 9", ["--image-size 9"]),
+        ("--num-heads 7", ["7 heads", "32"]),
+        ("--train-eps 0.7", ["train_eps"]),
+        ("--ckpt /no/such/file.pt", ["/no/such/file.pt"]),
+        ("--fine-tune", ["--fine-tune needs --ckpt"]),
+        ("--device cuda", ["--device cuda"]),
+        ("--vae /no/such/vae --dataset_name folder --data-path .", ["--vae", "/no/such/vae"]),
+    ],
+)
+def test_bad_flags_get_one_sentence_and_nothing_is_written(tmp_path, flags, words):
+    if flags == "--device cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    base = [*TINY, "--global-batch-size", 12, "--max-steps", 1]
+    said = refused("train", *base, *flags.split(), "--results-dir", tmp_path / "results")
+    assert all(word in said for word in words), said
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", ["--nonsense 3", "--loss-type layersync", "--path-type linear", "--lr fast", "digits"]
+)
+def test_unknown_flags_and_values_end_in_tyros_box(tmp_path, flags):
+    result = call("train", *BATCH, *flags.split(), "--results-dir", tmp_path / "results")
+    assert result.code == 2 and "Traceback" not in result.err
+    assert flags.split()[0] in result.err + result.out
+    assert not (tmp_path / "results").exists()
+
+
+def test_under_torchrun_rank_0_speaks_and_all_exit_with_2(tmp_path):
+    flags = ["--global-batch-size", 13, "--results-dir", tmp_path / "results"]
+    result = launch("train", *TINY, *flags, processes=2)
+    assert result.err.count("error: --global-batch-size 13 is not divisible by 2 processes") == 1
+    assert "exitcode  : 2" in result.err and 'train.py", line' not in result.err
+    unknown = launch("train", "--nonsense", processes=2)
+    assert (unknown.err + unknown.out).count("Unrecognized options: --nonsense") == 1
+    assert "exitcode  : 2" in unknown.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_more_processes_than_gpus_is_refused(monkeypatch):
+    from runtime import distributed
+    from runtime.errors import InputError
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="3 processes on a host with 2 GPUs.*nproc_per_node=2"):
+        distributed.start("cuda")
