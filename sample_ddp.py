@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from domains import Draw
+from domains import Draw, NoHeldOut
 from runtime import distributed
 from runtime.config import NpzFlags, NpzODE, NpzSDE, ODEFlags, SDEFlags, parse_sampling
 from runtime.distributed import Ranks
@@ -26,7 +26,7 @@ from runtime.files import atomic_write, sha256_of
 from runtime.npz import Blocks
 from runtime.random import LegacyStreams, SampleStreams
 from sample import Opened, open_checkpoint
-from transport import PATHS, PROTOCOLS, Sampler
+from transport import PROTOCOLS, Sampler
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ class FromData(Samples):
         domain = opened.domain
         try:
             self.images = domain.held_out_set()
-        except InputError:
+        except NoHeldOut:
             self.images = domain.train_set(augment=False)
         self.count = min(self.count, len(self.images))
         self.arrays = self.arrays_of_task
@@ -187,7 +187,6 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
     found, guidance = opened.checkpoint, opened.guidance(flags)
     own = ODEFlags if isinstance(flags, ODEFlags) else SDEFlags
     sampler = {field.name: getattr(flags, field.name) for field in dataclasses.fields(own)}
-    path_type = next(name for name, path in PATHS.items() if path == opened.transport.path)
     return {
         "task": type(task).__name__,
         "samples": task.count,
@@ -198,7 +197,7 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
         "sampler": {
             "mode": own.__name__.removesuffix("Flags"), **sampler,
             "num_sampling_steps": flags.num_sampling_steps,
-            "path_type": path_type, "prediction": opened.transport.prediction,
+            "path_type": opened.transport.path.name, "prediction": opened.transport.prediction,
             "sample_eps": opened.transport.sample_eps,
             "state": "float64" if flags.float64 else "float32",
         },

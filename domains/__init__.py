@@ -9,8 +9,9 @@ from runtime.errors import InputError
 from . import sources
 from .codecs import PIXELS
 from .images import Batch, Domain, Draw, ImageSet, Item
+from .sources import NoHeldOut
 
-__all__ = ["DATASETS", "Batch", "Domain", "Draw", "ImageSet", "Item", "Row", "build"]
+__all__ = ["DATASETS", "Batch", "Domain", "Draw", "ImageSet", "Item", "NoHeldOut", "Row", "build"]
 
 
 @dataclass(frozen=True)

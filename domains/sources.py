@@ -28,6 +28,10 @@ FASHION = (
 )  # fmt: skip
 
 
+class NoHeldOut(InputError):
+    """The data have no part that training never sees."""
+
+
 class Source(Protocol):
     class_names: tuple[str, ...] | None  # None where the data do not say
 
@@ -267,7 +271,7 @@ def open_hub(where: Where):
                     return data[split], f"{folder}[{split}]"
             raise InputError(f"{folder} has splits {', '.join(data)}, not {' or '.join(splits)}")
         if where.held_out:
-            raise InputError(f"{folder} has no splits, so no {' or '.join(splits)} images")
+            raise NoHeldOut(f"{folder} has no splits, so no {' or '.join(splits)} images")
         return data, folder
     if where.data_path or os.path.isdir(hub_id) or hub_id.startswith((".", "/", "~")):
         raise InputError(
@@ -305,5 +309,5 @@ def imagenet(where: Where) -> Source:
 
 def folder(where: Where) -> FolderSource:
     if where.held_out:
-        raise InputError(f"--dataset_name {where.dataset_name}: a folder has no held-out images")
+        raise NoHeldOut(f"--dataset_name {where.dataset_name}: a folder has no held-out images")
     return FolderSource(where)

@@ -60,7 +60,7 @@ def stochastic_heun(
     return x
 
 
-LOOPS = {"euler": euler, "heun2": heun}
+LOOPS = {"euler": euler, "heun2": heun, "heun": heun}  # "heun2" is torchdiffeq's name
 FIXED_GRID = ("midpoint", "heun3", "rk4", "explicit_adams", "implicit_adams")  # torchdiffeq's
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's
 ODE_METHODS = (*LOOPS, *FIXED_GRID, *ADAPTIVE)
