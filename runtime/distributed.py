@@ -38,13 +38,18 @@ class Ranks:
             dist.barrier()
 
     def from_main(self, action: Callable[[], T]) -> T:
-        """Run `action` on rank 0 alone; every rank gets its result, or its InputError."""
+        """Run `action` on rank 0 alone; every rank gets its result, or its InputError.
+
+        What the file system refuses is an InputError too.
+        """
         outcome: list = [None, None]
         if self.is_main:
             try:
                 outcome[0] = action()
             except InputError as error:
                 outcome[1] = str(error)
+            except OSError as error:  # a folder that cannot be written, a full disk
+                outcome[1] = f"{error.filename or 'file'}: {error.strerror or error}"
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0, device=self.device)
         result, sentence = outcome

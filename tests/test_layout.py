@@ -175,7 +175,7 @@ def test_every_flag_that_the_readme_uses_exists():
         for holder in (config.TrainConfig, config.NpzODE, config.NpzSDE, config.GridODE)
         for f in dataclasses.fields(holder)
     }
-    known |= {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "out", "classifier"}
+    known |= {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help"}
     import re
 
     used = {w.replace("-", "_") for w in re.findall(r"--([a-z][a-z0-9_-]*)", readme)}

@@ -269,7 +269,7 @@ def test_fixed_step_samplers_never_read_the_device():
 @pytest.mark.parametrize(
     "method, arguments, said",
     [
-        ("sample_ode", dict(sampling_method="Euler"), "euler, heun2, midpoint"),
+        ("sample_ode", dict(sampling_method="Euler"), "euler, heun2, heun, midpoint"),
         ("sample_ode", dict(num_steps=1), "at least 2 time points"),
         ("sample_sde", dict(sampling_method="euler"), "Euler, Heun"),
         ("sample_sde", dict(diffusion_form="sbdm"), "constant, SBDM, sigma"),
