@@ -7,7 +7,6 @@ torchrun --nproc_per_node=8 train.py --preset t1-xl
 import ast
 import contextlib
 import dataclasses
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +22,15 @@ from layersync import SCHEDULES, LayerSync, Regulariser, check_pairs, default_pa
 from models import SiT, adapt, architecture, check_state
 from runtime import checkpoint, distributed
 from runtime.checkpoint import Checkpoint
-from runtime.config import MAY_CHANGE, TrainConfig, parse
+from runtime.config import TrainConfig, parse
 from runtime.ema import EMA
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from runtime.log import Log, TensorBoard, Wandb
+from runtime.log import Log
 from runtime.precision import arithmetic
 from runtime.presets import PRESETS
 from runtime.random import SampleStreams, generator
+from runtime.resume import starting_point
 from transport import Guidance, Sampler, TrainingStep, Transport, create_transport
 
 
@@ -57,13 +57,14 @@ def main() -> None:
         folder, ranks, start=state.step, stop=config.max_steps,
         images_per_step=config.global_batch_size,
     )  # fmt: skip
-    log.writers = writers(config, folder, ranks)
+    log.open_writers(dataclasses.asdict(config))
     log.say(f"{folder}: {model_line(config, model, regulariser)}")
     autocast = arithmetic(config.precision, ranks.device)
     training_step = wrap(TrainingStep(model, transport, regulariser), domain.shape, ranks)
     batches = iter(loader(config, domain, images, ranks, start=state.step))
     for step in range(state.step, config.max_steps):
-        weight = regulariser.weight(step) if regulariser else 0.0
+        reg_weight = regulariser.weight(step) if regulariser else 0.0
+        weight = torch.full((), reg_weight, device=ranks.device)
         draws = draws_of_step(config, domain.shape, step, ranks.device)
         for micro, batch in enumerate(islice(batches, config.grad_accum)):
             batch = batch.checked()
@@ -75,10 +76,9 @@ def main() -> None:
             x = codec.to_input(codec.encode(raw), draws.posterior[here])
             cond = model.drop({"y": y}, draws.dropped[here])
             t = transport.times(draws.time[here])
-            with gradient_sync(training_step, last=micro == config.grad_accum - 1), autocast:
-                losses = training_step(
-                    x, draws.noise[here], t, cond, torch.full((), weight, device=ranks.device)
-                )
+            with gradient_sync(training_step, last=micro == config.grad_accum - 1):
+                with autocast:
+                    losses = training_step(x, draws.noise[here], t, cond, weight)
                 (losses.total / config.grad_accum).backward()
             log.add(loss=losses.total, velocity=losses.velocity, reg=losses.reg)
             log.problems(batch.problems)
@@ -87,7 +87,7 @@ def main() -> None:
         done = step + 1
         last = done == config.max_steps
         if last or done % config.log_every == 0:
-            log.write(done, reg_weight=weight)
+            log.write(done, reg_weight=reg_weight)
         if last or done % config.ckpt_every == 0:
             with log.paused():
                 if ranks.is_main:
@@ -277,63 +277,6 @@ class TrainState:
         checkpoint.prune(folder, config.keep_last, config.milestone_every)
 
 
-class Start(NamedTuple):
-    folder: str
-    ckpt: str | None
-    resumes: bool
-
-
-def starting_point(config: TrainConfig) -> Start:
-    """Decide where this run writes and what it starts from; in order:
-
-    1. --resume auto and there is a run of this model and name with a checkpoint: go on with it.
-    2. --ckpt without --fine-tune: go on with that file, in its run's folder if it is the newest
-       there, else in a new one, so that nothing is overwritten.
-    3. --ckpt with --fine-tune: a new run that starts from its EMA weights.
-    4. a new run.
-
-    Raises:
-        InputError: the checkpoint belongs to other flags, or does not exist.
-    """
-    label = checkpoint.run_label(config.model, config.wandb_run_name)
-    results = Path(config.results_dir)
-    if config.fine_tune and not config.ckpt:
-        raise InputError("--fine-tune needs --ckpt: the file or run folder to start from")
-    if config.resume == "auto":
-        for folder in reversed(checkpoint.runs(results, label)):
-            if checkpoint.files_of(folder):
-                origin = checkpoint.read(folder)
-                refuse_changes(config, origin)
-                return Start(str(folder), str(origin.path), resumes=True)
-    fresh = checkpoint.new_run(results, label)
-    if not config.ckpt:
-        return Start(str(fresh), None, resumes=False)
-    origin = checkpoint.read(config.ckpt)
-    if config.fine_tune:
-        return Start(str(fresh), str(origin.path), resumes=False)
-    refuse_changes(config, origin)
-    folder = origin.path.parent.parent
-    in_its_run = origin.path.parent.name == "checkpoints"
-    continues = in_its_run and checkpoint.newest(folder) == origin.path
-    return Start(str(folder if continues else fresh), str(origin.path), resumes=True)
-
-
-def refuse_changes(config: TrainConfig, origin: Checkpoint) -> None:
-    if config.resume_anyway:
-        return
-    flags = dataclasses.asdict(config)
-    changed = [
-        f"--{name.replace('_', '-')} {origin.args[name]} -> {value}"
-        for name, value in flags.items()
-        if name not in MAY_CHANGE and name in origin.args and origin.args[name] != value
-    ]
-    if changed:
-        raise InputError(
-            f"{origin.path} was trained with other flags ({'; '.join(changed)}): "
-            "give the same ones, or --resume-anyway"
-        )
-
-
 def with_length(config: TrainConfig, images: int, ranks: int) -> TrainConfig:
     """The flags with `max_steps` decided.
 
@@ -402,20 +345,6 @@ def preview(
     z, _ = streams.start(domain.shape, domain.num_classes)
     x = sample(z, model, y=y)[-1]
     domain.save_grid(domain.codec.decode(x), path)
-
-
-def writers(config: TrainConfig, folder: Path, ranks) -> list[Any]:
-    if not ranks.is_main:
-        return []
-    chosen: list[Any] = []
-    if config.tensorboard:
-        try:
-            chosen.append(TensorBoard(folder))
-        except ImportError:
-            print("TensorBoard is not installed: no events are written", file=sys.stderr)
-    if config.wandb:
-        chosen.append(Wandb(folder, dataclasses.asdict(config)))
-    return chosen
 
 
 def model_line(config: TrainConfig, model: SiT, regulariser: Regulariser | None) -> str:

@@ -37,6 +37,18 @@ class Log:
             cut_after(folder / "log.jsonl", start)
             self.file = open(folder / "log.jsonl", "a", buffering=1)
 
+    def open_writers(self, config: dict[str, Any]) -> None:
+        """TensorBoard and wandb, as the flags `tensorboard` and `wandb` say, on rank 0."""
+        if not self.ranks.is_main:
+            return
+        if config["tensorboard"]:
+            try:
+                self.writers.append(TensorBoard(self.folder))
+            except ImportError:
+                self.say("TensorBoard is not installed: no events are written")
+        if config["wandb"]:
+            self.writers.append(Wandb(self.folder, config))
+
     def add(self, **values: Tensor) -> None:
         for name, value in values.items():
             self.values.setdefault(name, []).append(value.detach())
