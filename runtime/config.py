@@ -224,7 +224,7 @@ def parse_sampling(
         )
         return tyro.cli(both, args=argv, console_outputs=speaks())
     chosen = modes[mode or "ODE"]
-    default = chosen(**{k: v for k, v in published.items() if v is not None}, protocol=name)
+    default = chosen(**published, protocol=name)
     return tyro.cli(chosen, args=argv, default=default, console_outputs=speaks())
 
 

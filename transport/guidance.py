@@ -44,9 +44,9 @@ class Guidance:
             raise ValueError(f"guidance on {self.channels} channels: give at least 1, or None")
 
     def active(self, start: float) -> bool:
-        """Whether a step that starts at this time is guided."""
+        """Whether a step that starts at this time lies in the interval."""
         low, high = self.interval
-        return self.scale != 1 and low - TIME_TOLERANCE <= start <= high + TIME_TOLERANCE
+        return low - TIME_TOLERANCE <= start <= high + TIME_TOLERANCE
 
     def combine(self, cond: Tensor, uncond: Tensor) -> Tensor:
         """The guided prediction, (B, C, ...) each."""

@@ -61,9 +61,6 @@ class TrainingStep(nn.Module):
 
         output = self.model(x_t, t, **cond, return_blocks=self.regulariser.blocks)
         velocity = self.transport.loss(output.pred, x, noise, t, mask).mean()
-        # Contiguous, as the loss's own gradients are: a zero gradient in another layout would
-        # change the order of sums in the backward pass, and so their last bits.
-        blocks = {number: block.contiguous() for number, block in output.blocks.items()}
-        context = Context(blocks, x, noise, t, x_t, cond, token_mask, extras)
+        context = Context(output.blocks, x, noise, t, x_t, cond, token_mask, extras)
         reg = self.regulariser.penalty(context)
         return Losses(velocity + weight * reg, velocity.detach(), reg.detach())
