@@ -3,6 +3,7 @@
 python sample.py ODE --ckpt results/000-SiT-Ti-2-digits
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from runtime.checkpoint import Checkpoint
 from runtime.config import GridODE, GridSDE, ODEFlags, SampleFlags, parse_sampling
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from runtime.precision import arithmetic
+from runtime.precision import arithmetic, default_precision
 from runtime.random import SampleStreams
 from transport import PROTOCOLS, Guidance, Sampler, Transport, create_transport
 
@@ -62,40 +63,52 @@ class Opened(NamedTuple):
     def guidance(self, flags: SampleFlags) -> Guidance:
         chosen = {None: self.domain.guided_channels, "all": None, "3": 3}[flags.cfg_channels]
         interval = (flags.guidance_low, flags.guidance_high)
-        return Guidance(flags.cfg_scale, self.network.model.null, chosen, interval)
+        scale = flags.cfg_scale if self.domain.num_classes else 1.0
+        with asked_of_user():
+            return Guidance(scale, self.network.model.null, chosen, interval)
 
     def sampler(
         self, flags: SampleFlags, randn=torch.randn_like, *,
         per_sample_error: bool = True, reverse: bool = False,
     ) -> Callable[..., Tensor]:  # fmt: skip
-        """fn(z, network, y=y) -> (1, B, ...): the flags' solver."""
+        """fn(z, network, y=y) -> (1, B, ...): the flags' solver.
+
+        Raises:
+            InputError: flags that no solver takes.
+        """
         sampler, guidance = Sampler(self.transport), self.guidance(flags)
         method, steps = flags.sampling_method, flags.num_sampling_steps
-        if isinstance(flags, ODEFlags):
-            return sampler.sample_ode(
-                sampling_method=method, num_steps=steps, atol=flags.atol, rtol=flags.rtol,
-                guidance=guidance, per_sample_error=per_sample_error, reverse=reverse,
+        with asked_of_user():
+            if isinstance(flags, ODEFlags):
+                return sampler.sample_ode(
+                    sampling_method=method, num_steps=steps, atol=flags.atol, rtol=flags.rtol,
+                    guidance=guidance, per_sample_error=per_sample_error, reverse=reverse,
+                )  # fmt: skip
+            return sampler.sample_sde(
+                sampling_method=method, num_steps=steps, diffusion_form=flags.diffusion_form,
+                diffusion_norm=flags.diffusion_norm, last_step=flags.last_step,
+                last_step_size=flags.last_step_size, guidance=guidance, randn=randn,
             )  # fmt: skip
-        return sampler.sample_sde(
-            sampling_method=method, num_steps=steps, diffusion_form=flags.diffusion_form,
-            diffusion_norm=flags.diffusion_norm, last_step=flags.last_step,
-            last_step_size=flags.last_step_size, guidance=guidance, randn=randn,
-        )  # fmt: skip
 
     @torch.no_grad()
     def draw(
         self, flags: SampleFlags, streams: SampleStreams, z: Tensor, y: Tensor, *,
         per_sample_error: bool = True,
     ) -> Tensor:  # fmt: skip
-        """uint8 (B, C, H, W): samples from noise z (B, *shape) and conditions y (B,)."""
-        z = z.double() if flags.float64 else z
-        with asked_of_user():
-            sample = self.sampler(
-                flags,
-                lambda x: streams.noise(tuple(x.shape[1:])).to(x),
-                per_sample_error=per_sample_error,
-            )
-        return self.domain.codec.decode(sample(z, self.network, y=y)[-1])
+        """uint8 (B, C, H, W): samples from noise z (B, *shape) and conditions y (B,).
+
+        Raises:
+            FloatingPointError: a sample is not finite.
+        """
+        sample = self.sampler(
+            flags,
+            lambda x: streams.noise(tuple(x.shape[1:])).to(x),
+            per_sample_error=per_sample_error,
+        )
+        x = sample(z.double() if flags.float64 else z, self.network, y=y)[-1]
+        if not x.isfinite().all():
+            raise FloatingPointError(f"samples of {self.checkpoint.path} are not finite")
+        return self.domain.codec.decode(x)
 
 
 def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
@@ -109,9 +122,12 @@ def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
         raise InputError("--ckpt is missing: give it a checkpoint file or a run's folder")
     found = checkpoint.read(flags.ckpt)
     weights = found.ema if flags.weights == "ema" else found.model
+    if not weights:
+        raise InputError(f"{found.path} holds no raw weights: leave out --weights model")
     sample_eps = found.args.get("sample_eps") if flags.sample_eps is None else flags.sample_eps
+    with asked_of_user(about=str(found.path)):
+        model = models.load(weights, found.architecture, reversed_time=found.reversed_time)
     with asked_of_user():
-        model = models.load(weights, found.architecture)
         domain = domain_of(flags, found, model)
         transport = create_transport(
             flags.path_type or found.args.get("path_type", "Linear"),
@@ -121,25 +137,35 @@ def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
     if flags.model:
         with asked_of_user():
             asked = models.architecture(flags.model)
-        stored = {name: model.config[name] for name in asked if name != "patch_size"}
-        if any(asked[name] != value for name, value in stored.items()):
+        stored = {name: model.config[name] for name in asked}
+        stored["patch_size"] = model.patch[-1]
+        if asked != stored:
             raise InputError(f"--model {flags.model}, but {found.path} is a SiT of {stored}")
-    precision = "bf16" if flags.bf16 else ("tf32" if flags.tf32 else "fp32")
     domain.codec.to(device)
-    network = Network(model.to(device).eval(), arithmetic(precision, device))
+    network = Network(model.to(device), arithmetic(precision_of(flags, device), device))
+    # The weights are in the network now; the optimizer's state, twice their size, is not needed.
+    found = dataclasses.replace(found, model={}, ema={}, opt={}, regulariser={})
     return Opened(found, network, transport, domain)
+
+
+def precision_of(flags: SampleFlags, device: torch.device) -> str:
+    if flags.bf16:
+        return "bf16"
+    return default_precision(device) if flags.tf32 else "fp32"
 
 
 def domain_of(flags: SampleFlags, found: Checkpoint, model: models.SiT) -> domains.Domain:
     """The domain that the checkpoint was trained on, as far as it says; public files say nothing of
     their data, and are taken as ImageNet in Stable Diffusion latents."""
     args, (channels, *axes) = found.args, (model.in_channels, *model.config["input_size"])
+    name = flags.dataset_name or args.get("dataset_name")
+    size = flags.image_size or args.get("image_size")
     domain = domains.build(
-        flags.dataset_name or args.get("dataset_name", "imagenet-1k"),
+        name or "imagenet-1k",
         data_path=flags.data_path,
-        image_size=flags.image_size or args.get("image_size") or axes[-1] * 8,
+        image_size=size or (None if name else axes[-1] * 8),
         num_classes=model.num_classes,
-        vae=flags.vae or args.get("vae") or "ema",
+        vae=flags.vae or args.get("vae"),
         cache_dir=flags.cache_dir,
     )
     if tuple(domain.shape) != (channels, *axes):

@@ -8,6 +8,8 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,12 @@ from runtime.errors import InputError
 from runtime.files import atomic_write, sha256_of
 from runtime.npz import Blocks
 from runtime.random import LegacyStreams, SampleStreams
-from sample import Opened, open_checkpoint
-from transport import PROTOCOLS, Sampler
+from sample import Opened, open_checkpoint, precision_of
+from transport import PROTOCOLS, Likelihood, Sampler
 
 
 def main() -> None:
     flags = parse_sampling(NpzODE, NpzSDE, PROTOCOLS)
-    if flags.num_fid_samples < 1 or flags.per_proc_batch_size < 1:
-        raise InputError("--num-fid-samples and --per-proc-batch-size must be at least 1")
     ranks = distributed.start(flags.device)
     opened = open_checkpoint(flags, ranks.device)
     task = task_of(flags)(flags, opened, ranks)
@@ -45,10 +45,10 @@ def main() -> None:
 
     for first, part, indices in tqdm(task.blocks(), disable=not ranks.is_main, unit="batch"):
         if not blocks.path(first, part).exists():
-            arrays = task.compute(indices)
-            blocks.write(first, part, index=np.asarray(indices), **arrays)
-            if flags.pngs:
-                write_pngs(out.with_suffix(""), indices, arrays["arr_0"], task.count)
+            blocks.write(first, part, index=np.asarray(indices), **task.compute(indices))
+        if flags.pngs:
+            images = np.load(blocks.path(first, part))["arr_0"]
+            write_pngs(out.with_suffix(""), indices, images, task.count)
     ranks.barrier()
     ranks.from_main(lambda: finish(out, blocks, protocol, task))
 
@@ -64,6 +64,23 @@ class Samples:
         self.flags, self.opened, self.ranks = flags, opened, ranks
         self.count = flags.num_fid_samples
         self.arrays = ["arr_0", "arr_1"] if opened.domain.num_classes else ["arr_0"]
+        self.check()
+
+    def check(self) -> None:
+        """Refuse flags that no solver takes, before anything is written."""
+        self.opened.sampler(self.flags)
+
+    def protocol(self) -> dict[str, Any]:
+        """What else decides the arrays: of samples, the guidance and how floats became uint8."""
+        guidance = self.opened.guidance(self.flags)
+        return {
+            "guidance": {
+                "scale": guidance.scale, "channels": guidance.channels or "all",
+                "interval_in_t": guidance.interval,
+            },
+            "seed_scheme": "(seed, sample index)",
+            "uint8": "127.5 x + 128, clamped to 0..255, truncated",
+        }  # fmt: skip
 
     def blocks(self) -> list[tuple[int, int, range]]:
         """(first index, part, indices) of this rank's blocks."""
@@ -112,6 +129,10 @@ class LegacySamples(Samples):
     def streams(self, indices: range) -> LegacyStreams:
         return self.stream
 
+    def protocol(self) -> dict[str, Any]:
+        scheme = {"seed_scheme": "seed * world + rank", "world": self.ranks.size}
+        return super().protocol() | scheme
+
 
 class FromData(Samples):
     """What the flow says of real images: held-out ones, or all where the data have no such part."""
@@ -127,6 +148,11 @@ class FromData(Samples):
             self.images = domain.train_set(augment=False)
         self.count = min(self.count, len(self.images))
         self.arrays = self.arrays_of_task
+        if flags.pngs or flags.cfg_scale != 1:
+            raise InputError("--reverse and --likelihood go without --pngs and --cfg-scale")
+
+    def protocol(self) -> dict[str, Any]:
+        return {"seed_scheme": "(seed, image index)"}
 
     def data(self, indices: range, streams: SampleStreams) -> tuple[Tensor, Tensor]:
         """Model input x and classes y of the images; padding repeats the last image."""
@@ -144,8 +170,7 @@ class Reverse(FromData):
 
     def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
         x, y = self.data(indices, streams)
-        with asked_of_user():
-            encode = self.opened.sampler(self.flags, reverse=True)
+        encode = self.opened.sampler(self.flags, reverse=True)
         return {"arr_0": encode(x, self.opened.network, y=y)[-1].float().cpu().numpy()}
 
 
@@ -154,20 +179,25 @@ class LikelihoodOfData(FromData):
 
     arrays_of_task = ["bits_per_dim", "log_density"]
 
-    def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
-        x, y = self.data(indices, streams)
+    def check(self) -> None:
+        self.evaluator(torch.randn_like)
+
+    def evaluator(self, randn: Callable[[Tensor], Tensor]) -> Callable[..., Likelihood]:
         flags = self.flags
         with asked_of_user():
-            evaluate = Sampler(self.opened.transport).sample_ode_likelihood(
+            return Sampler(self.opened.transport).sample_ode_likelihood(
                 sampling_method=flags.sampling_method, num_steps=flags.num_sampling_steps,
-                atol=flags.atol, rtol=flags.rtol,
-                probe=lambda x: streams.noise(tuple(x.shape[1:])).sign(),
+                atol=flags.atol, rtol=flags.rtol, probe=lambda x: randn(x).sign(),
             )  # fmt: skip
+
+    def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
+        x, y = self.data(indices, streams)
+        evaluate = self.evaluator(lambda x: streams.noise(tuple(x.shape[1:])))
         found = evaluate(x, self.opened.network, y=y)
         return {name: getattr(found, name).cpu().numpy() for name in self.arrays}
 
     def summary(self, blocks: Blocks) -> dict[str, Any]:
-        bits = np.concatenate([part["bits_per_dim"] for part in blocks.rounds()])[: self.count]
+        bits = blocks.whole("bits_per_dim", self.count)
         error = bits.std(ddof=1) / len(bits) ** 0.5 if len(bits) > 1 else float("nan")
         return {"bits_per_dim": float(bits.mean()), "standard_error": float(error)}
 
@@ -184,7 +214,7 @@ def task_of(flags: NpzFlags) -> type[Samples]:
 
 def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any]:
     """All that decides the samples, as plain data."""
-    found, guidance = opened.checkpoint, opened.guidance(flags)
+    found = opened.checkpoint
     own = ODEFlags if isinstance(flags, ODEFlags) else SDEFlags
     sampler = {field.name: getattr(flags, field.name) for field in dataclasses.fields(own)}
     return {
@@ -201,20 +231,15 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
             "sample_eps": opened.transport.sample_eps,
             "state": "float64" if flags.float64 else "float32",
         },
-        "guidance": {
-            "scale": guidance.scale, "channels": guidance.channels or "all",
-            "interval_in_t": guidance.interval,
-        },
         "protocol": flags.protocol,
         "dataset_name": opened.domain.name,
         "image_size": opened.domain.raw_shape[-1],
         "num_classes": opened.domain.num_classes,
         "codec": opened.domain.codec.identity,
         "seed": flags.global_seed,
-        "seed_scheme": "seed * world + rank" if flags.legacy_seeds else "(seed, sample index)",
         "batch": flags.per_proc_batch_size,
-        "precision": "bf16" if flags.bf16 else ("tf32" if flags.tf32 else "fp32"),
-        "uint8": "127.5 x + 128, clamped to 0..255, truncated",
+        "precision": precision_of(flags, task.ranks.device),
+        **task.protocol(),
     }  # fmt: skip
 
 
@@ -229,13 +254,20 @@ def public_name(flags: NpzFlags, opened: Opened) -> str:
     return f"{stem}-SDE-{solver}-{flags.diffusion_form}-{flags.last_step}-{flags.last_step_size}"
 
 
+def identity(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The protocol as its JSON gives it back, without where the checkpoint lay."""
+    copy = json.loads(json.dumps(protocol))
+    del copy["checkpoint"]["file"]
+    return copy
+
+
 def digest(protocol: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity(protocol), sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2).encode())
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def is_finished(out: Path, blocks: Blocks, protocol: dict[str, Any], flags: NpzFlags) -> bool:
@@ -244,11 +276,10 @@ def is_finished(out: Path, blocks: Blocks, protocol: dict[str, Any], flags: NpzF
     Raises:
         InputError: files of that name were drawn in another way.
     """
-    protocol = json.loads(json.dumps(protocol))
     for path in (out.with_suffix(".json"), blocks.folder / "protocol.json"):
         if path.exists():
-            there = json.loads(path.read_text())
-            changed = [key for key, value in protocol.items() if there.get(key) != value]
+            there = identity(json.loads(path.read_text()))
+            changed = [key for key, v in identity(protocol).items() if there.get(key) != v]
             if changed:
                 raise InputError(
                     f"{path} was drawn with another {changed[0]}: "
@@ -265,23 +296,25 @@ def is_finished(out: Path, blocks: Blocks, protocol: dict[str, Any], flags: NpzF
 def finish(out: Path, blocks: Blocks, protocol: dict[str, Any], task: Samples) -> None:
     """Pack the blocks into the .npz, write the protocol beside it, and clear up."""
     blocks.pack(out, task.arrays, task.count)
-    rounds = [(part["calls"], part["rows"]) for part in blocks.rounds()]
-    calls, rows = (np.concatenate(parts)[: task.count] for parts in zip(*rounds, strict=True))
+    calls, rows = (blocks.whole(name, task.count) for name in ("calls", "rows"))
     measured = {
         "network_calls": {"mean": float(calls.mean()), "max": int(calls.max())},
         "network_rows_per_sample": float(rows.mean()),
         **task.summary(blocks),
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__,
+            "numpy": np.__version__, "torchdiffeq": version("torchdiffeq"),
         },
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if task.ranks.device.type == "cuda" else "cpu",
     }  # fmt: skip
     write_json(out.with_suffix(".json"), protocol | measured)
     shutil.rmtree(blocks.folder)
     print(f"{out}: {task.count} samples, {calls.mean():.0f} network calls each")
     if "bits_per_dim" in measured:
-        print(f"bits per dimension {measured['bits_per_dim']:.4f}")
+        print(
+            f"bits per dimension {measured['bits_per_dim']:.4f} of the continuous model input; add "
+            "log2(127.5) for uint8 pixels"
+        )
 
 
 def write_pngs(folder: Path, indices: range, images: np.ndarray, count: int) -> None:

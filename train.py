@@ -7,9 +7,10 @@ torchrun --nproc_per_node=8 train.py --preset t1-xl
 import ast
 import contextlib
 import dataclasses
-from itertools import islice
+import warnings
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,10 @@ from runtime.ema import EMA
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
 from runtime.log import Log
-from runtime.precision import arithmetic
+from runtime.precision import arithmetic, default_precision
 from runtime.presets import PRESETS
 from runtime.random import SampleStreams, generator
-from runtime.resume import starting_point
+from runtime.resume import opened_folder, starting_point
 from transport import Guidance, Sampler, TrainingStep, Transport, create_transport
 
 
@@ -38,21 +39,23 @@ def main() -> None:
     config = parse(TrainConfig, PRESETS)
     ranks = distributed.start(config.device)
     with asked_of_user():
-        config, domain, transport, model, regulariser = build(config)
+        config, domain, transport, model, regulariser = build(config, ranks.device)
     if config.dry_run:
         return ranks.from_main(lambda: print(plan(config, model)))
 
     images, codec = domain.train_set(), domain.codec.to(ranks.device)
     config = with_length(config, len(images), ranks.size)
     start = ranks.from_main(lambda: starting_point(config))
-    folder, origin = Path(start.folder), start.ckpt and checkpoint.read(start.ckpt)
     state = TrainState(config, model, regulariser, ranks.device)
-    with asked_of_user():
-        state.load(origin, start.resumes)
+    if start.ckpt:
+        with asked_of_user(about=start.ckpt):
+            state.load(checkpoint.read(start.ckpt), start.resumes)
     if state.step >= config.max_steps:
-        return ranks.from_main(lambda: print(f"{folder} is finished: step {state.step}"))
+        return ranks.from_main(lambda: print(f"{start.folder} is finished: step {state.step}"))
+    batches = iter(loader(config, domain, images, ranks, start=state.step))
+    first = next(batches).checked()  # what is wrong with the data shows before anything is written
 
-    ranks.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+    folder = Path(ranks.from_main(lambda: opened_folder(start)))
     log = Log(
         folder, ranks, start=state.step, stop=config.max_steps,
         images_per_step=config.global_batch_size,
@@ -61,7 +64,7 @@ def main() -> None:
     log.say(f"{folder}: {model_line(config, model, regulariser)}")
     autocast = arithmetic(config.precision, ranks.device)
     training_step = wrap(TrainingStep(model, transport, regulariser), domain.shape, ranks)
-    batches = iter(loader(config, domain, images, ranks, start=state.step))
+    batches = chain([first], batches)
     for step in range(state.step, config.max_steps):
         reg_weight = regulariser.weight(step) if regulariser else 0.0
         weight = torch.full((), reg_weight, device=ranks.device)
@@ -86,9 +89,10 @@ def main() -> None:
 
         done = step + 1
         last = done == config.max_steps
-        if last or done % config.log_every == 0:
-            log.write(done, reg_weight=reg_weight)
-        if last or done % config.ckpt_every == 0:
+        saves = last or done % config.ckpt_every == 0
+        if saves or done % config.log_every == 0:
+            log.write(done, reg_weight=reg_weight)  # finds what is not finite, before it is saved
+        if saves:
             with log.paused():
                 if ranks.is_main:
                     state.save(folder, config)
@@ -102,7 +106,7 @@ def main() -> None:
 
 
 def build(
-    config: TrainConfig,
+    config: TrainConfig, device: torch.device
 ) -> tuple[TrainConfig, domains.Domain, Transport, SiT, Regulariser | None]:
     """The parts that the flags describe, and the flags with every `None` decided.
 
@@ -117,17 +121,14 @@ def build(
     network = architecture(
         config.model, depth=config.depth, hidden_size=config.hidden_size, num_heads=config.num_heads
     )
-    depth = network["depth"]
     config = dataclasses.replace(
         config,
         image_size=domain.raw_shape[-1],
         num_classes=domain.num_classes,
         vae=domain.vae,
-        encoder_depth=given(config.encoder_depth, default_pair(depth)[0]),
-        gt_encoder_depth=given(config.gt_encoder_depth, default_pair(depth)[1]),
-        reg_weight=given(config.reg_weight, default_weight(depth)),
+        precision=config.precision or default_precision(device),
     )
-    regulariser = REGULARISERS[config.loss_type](config, depth)
+    config, regulariser = REGULARISERS[config.loss_type](config, network["depth"])
     transport = create_transport(
         config.path_type, config.prediction, config.loss_weight, config.train_eps, config.sample_eps
     )
@@ -142,15 +143,26 @@ def build(
     return config, domain, transport, model, regulariser
 
 
-def given(value: Any, default: Any) -> Any:
-    return default if value is None else value
+# What the builder of a regulariser makes of the flags and the model's depth: the flags with its own
+# defaults decided, and the regulariser, None for plain SiT.
+Built = tuple[TrainConfig, Regulariser | None]
 
 
-def layer_sync(config: TrainConfig, depth: int) -> LayerSync:
+def vanilla(config: TrainConfig, depth: int) -> Built:
+    return config, None
+
+
+def layer_sync(config: TrainConfig, depth: int) -> Built:
+    student, teacher = default_pair(depth)
+    config = dataclasses.replace(
+        config,
+        encoder_depth=student if config.encoder_depth is None else config.encoder_depth,
+        gt_encoder_depth=teacher if config.gt_encoder_depth is None else config.gt_encoder_depth,
+    )
     return synced([(config.encoder_depth, config.gt_encoder_depth)], config, depth)
 
 
-def multiple_sync(config: TrainConfig, depth: int) -> LayerSync:
+def multiple_sync(config: TrainConfig, depth: int) -> Built:
     try:
         pairs = [(int(s), int(t)) for s, t in ast.literal_eval(config.multi_blocks_match)]
     except (ValueError, SyntaxError, TypeError):
@@ -163,23 +175,25 @@ def multiple_sync(config: TrainConfig, depth: int) -> LayerSync:
     return synced(pairs, config, depth)
 
 
-def synced(pairs: list[tuple[int, int]], config: TrainConfig, depth: int) -> LayerSync:
+def synced(pairs: list[tuple[int, int]], config: TrainConfig, depth: int) -> Built:
     check_pairs(pairs, depth)
     if config.reg_schedule != "constant" and config.reg_schedule_steps < 1:
         raise InputError(f"--reg-schedule {config.reg_schedule} needs --reg-schedule-steps N")
-    return LayerSync(
+    weight = default_weight(depth) if config.reg_weight is None else config.reg_weight
+    sync = LayerSync(
         pairs,
-        config.reg_weight,
+        weight,
         schedule=SCHEDULES[config.reg_schedule](config.reg_schedule_steps),
         stop_gradient=config.stop_gradient,
         reverse=config.reverse_sync,
     )
+    return dataclasses.replace(config, reg_weight=weight), sync
 
 
 REGULARISERS = {
     "layer_sync": layer_sync,
     "multiple_sync": multiple_sync,
-    "vanilla": lambda config, depth: None,
+    "vanilla": vanilla,
 }
 
 
@@ -237,29 +251,35 @@ class TrainState:
         self.step += 1
         return norm
 
-    def load(self, origin: Checkpoint | None, resumes: bool) -> None:
+    def load(self, origin: Checkpoint, resumes: bool) -> None:
         """Go on from a checkpoint, or start a fine-tuning from its EMA weights.
 
         Raises:
             ValueError: naming the first tensor that does not fit.
         """
-        if origin is None:
-            return
         if not resumes:
-            weights = adapt(origin.ema, self.model)
+            weights = adapt(origin.ema, self.model, reversed_time=origin.reversed_time)
             self.model.load_state_dict(weights)
             self.ema.model.load_state_dict(weights)
             return
-        if not origin.opt or origin.step is None:
-            raise InputError(
-                f"{origin.path} holds no optimizer state or step, so it cannot be resumed: "
+        if origin.reversed_time:
+            raise ValueError("a file of REPA cannot be resumed as a SiT: use --fine-tune")
+        if not origin.opt or not origin.model or origin.step is None:
+            raise ValueError(
+                "there is no optimizer state or step, so it cannot be resumed: "
                 "use --fine-tune to start from its EMA weights"
             )
         for module, weights in ((self.model, origin.model), (self.ema.model, origin.ema)):
             check_state(module, weights)
             module.load_state_dict(weights)
         self.regulariser.load_state_dict(origin.regulariser)
-        self.opt.load_state_dict(origin.opt)
+        flags = {name: self.opt.param_groups[0][name] for name in ("lr", "weight_decay")}
+        try:
+            self.opt.load_state_dict(origin.opt)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError("its optimizer state is not that of this model") from error
+        for group in self.opt.param_groups:  # --resume-anyway may have changed them
+            group.update(flags)
         self.step = origin.step
 
     def save(self, folder: Path, config: TrainConfig) -> None:
@@ -313,10 +333,13 @@ def wrap(training_step: TrainingStep, shape: tuple[int, ...], ranks) -> nn.Modul
     if ranks.size == 1:
         return training_step
     device = ranks.device
-    ddp = DistributedDataParallel(
-        training_step, device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True, broadcast_buffers=False,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # torch 2.13 renamed broadcast_buffers; older ones know only this name.
+        warnings.simplefilter("ignore", FutureWarning)
+        ddp = DistributedDataParallel(
+            training_step, device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True, broadcast_buffers=False,
+        )  # fmt: skip
     # DDP regroups its buckets after the first backward pass, which changes the order of its sums.
     # Two throw-away passes settle that, so that a resumed run adds up as an uninterrupted one.
     zeros, one = torch.zeros(1, *shape, device=device), torch.zeros(1, device=device)

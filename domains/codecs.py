@@ -5,18 +5,17 @@ A codec has three verbs: raw -> stored, stored -> model input, model output -> r
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from torch import Tensor
 
 from runtime.errors import InputError
+
+from .hub import hub_answers
 
 PIXELS = "none"  # --vae none
 VAES = {  # name -> hub id, latent channels, downsampling
@@ -214,22 +213,6 @@ def looked_up(load: Callable, name: str, cache_dir: str | None, **options):
     if not hub_answers():
         raise reason
     return load(hub_id(name), cache_dir=cache_dir, **options)
-
-
-def hub_answers() -> bool:
-    """Does the hub answer within seconds? Its own client would retry for half a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if getproxies():  # a direct connection would prove nothing
-        return True
-    hub = urlsplit(constants.ENDPOINT)
-    try:
-        with socket.create_connection((hub.hostname, hub.port or 443), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def absent(name: str, cache_dir: str | None, error: Exception) -> InputError:

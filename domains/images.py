@@ -217,11 +217,6 @@ class Domain:
         skip = self.skip_corrupt
         return ImageSet(source, num_classes=self.num_classes, hflip=hflip, skip_corrupt=skip)
 
-    @staticmethod
-    def draw_of(index: int) -> Draw:
-        """Image `index` where no augmentation is wanted."""
-        return Draw(index, seed=0)
-
     def save_grid(self, raw: Tensor, path: str | Path, columns: int | None = None) -> None:
         """uint8 (B, C, H, W) -> a PNG sheet, row by row; tiny images are enlarged, unblurred."""
         from PIL import Image

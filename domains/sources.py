@@ -17,6 +17,7 @@ import numpy as np
 from runtime.errors import InputError
 
 from .decoding import Unreadable, decode
+from .hub import hub_answers
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -256,6 +257,7 @@ def the_column(name: str, data, candidates: list[str], kind: str) -> str:
 def open_hub(where: Where):
     """The data set and its name: a save_to_disk folder, or a hub id and a split."""
     import datasets
+    import huggingface_hub
 
     splits = ["validation", "test"] if where.held_out else ["train"]
     hub_id = HUB_NAMES.get(where.dataset_name, where.dataset_name)
@@ -278,6 +280,9 @@ def open_hub(where: Where):
             f"{folder} is no folder written by datasets.save_to_disk; for a folder of images "
             f"use --dataset_name folder --data-path {folder}"
         )
+    if not hub_answers():  # look into the cache alone, or the client retries for half a minute
+        datasets.config.HF_HUB_OFFLINE = True
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
     reason = None
     for split in splits:
         try:

@@ -31,8 +31,8 @@ def default_weight(depth: int) -> float:
 
 
 def admissible_pairs(depth: int) -> list[tuple[int, int]]:
-    """All pairs that obey section 3.4: the teacher is not in the last 20 % of the blocks, and at
-    least floor(2 depth / 7) blocks lie between student and teacher (8 of 28, 3 of 12)."""
+    """All pairs that obey section 3.4: the teacher is not in the last 20 % of the blocks, and it is
+    at least floor(2 depth / 7) blocks deeper than the student (8 of 28, 3 of 12)."""
     distance = max(1, 2 * depth // 7)
     return [
         (student, teacher)
@@ -56,7 +56,7 @@ def check_pairs(pairs: Sequence[tuple[int, int]], depth: int) -> None:
                 f"1 <= student < teacher <= {depth}, e.g. {default_pair(depth)[0]}:"
                 f"{default_pair(depth)[1]}"
             )
-        if (student, teacher) not in admissible:
+        if admissible and (student, teacher) not in admissible:
             warnings.warn(
                 f"pair {student}:{teacher} is outside the rule of the paper's section 3.4 for "
                 f"{depth} blocks: teacher at most {4 * depth // 5}, at least "

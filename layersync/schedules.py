@@ -12,18 +12,25 @@ def constant(step: int) -> float:
 
 
 def linear_decay(steps: int) -> Schedule:
-    """From 1 at step 0 to 0 at `steps`, then 0."""
+    """From 1 at step 0 to 0 at `steps` (at least 1), then 0."""
+    at_least_one(steps)
     return lambda step: max(0.0, 1.0 - step / steps)
 
 
 def cosine_decay(steps: int) -> Schedule:
-    """Half a cosine from 1 at step 0 to 0 at `steps`, then 0."""
+    """Half a cosine from 1 at step 0 to 0 at `steps` (at least 1), then 0."""
+    at_least_one(steps)
     return lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 def stop_at(steps: int) -> Schedule:
     """Full weight before step `steps`, none from it on (HASTE's early stop, arXiv 2505.16792)."""
     return lambda step: 1.0 if step < steps else 0.0
+
+
+def at_least_one(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a weight cannot decay over {steps} steps: give at least 1")
 
 
 # What `--reg-schedule NAME --reg-schedule-steps N` builds.

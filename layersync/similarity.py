@@ -14,6 +14,8 @@ def cosine(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tens
     per_token = F.cosine_similarity(student.float(), teacher.float(), dim=-1)
     if mask is None:
         return per_token.mean()
+    if mask.shape != per_token.shape:
+        raise ValueError(f"the mask is {tuple(mask.shape)}, the tokens {tuple(per_token.shape)}")
     mask = mask.to(per_token.dtype)
     # Mean per image first: then ranks and micro-batches average to the value of the joint batch.
     return ((per_token * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()

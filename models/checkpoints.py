@@ -6,33 +6,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sit import SIZES, Output, SiT
+from .embedders import TimestepEmbedder
+from .sit import SIZES, SiT
 
+# (depth, width) -> heads, which no tensor tells.
+HEADS = {(size["depth"], size["hidden_size"]): size["num_heads"] for size in SIZES.values()}
 # Training-only parts of other methods' files: REPA's projectors, SRA's head.
 FOREIGN = ("projectors.", "ap_head.")
 
 
-class ReversedTime(nn.Module):
-    """A REPA-style network as a SiT: its time is 1 - t and its velocity noise - data."""
+def own_weights(weights: dict[str, Tensor], reversed_time: bool = False) -> dict[str, Tensor]:
+    """A state dict as a SiT's: float32, without other methods' training-only parts, in SiT's time.
 
-    def __init__(self, model: SiT) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, **kwargs: Any) -> Output:
-        pred, blocks = self.model(x, 1 - t, y, **kwargs)
-        return Output(-pred, blocks)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
+    REPA and its descendants count time from the data (s = 1 - t) and predict noise - data; they are
+    recognized by their training-only parts, or the caller knows (`reversed_time`).
+    """
+    own = {name: value.float() for name, value in weights.items() if not name.startswith(FOREIGN)}
+    return forward_time(own) if reversed_time or len(own) < len(weights) else own
 
 
-def is_time_reversed(weights: dict[str, Tensor]) -> bool:
-    """True for the files of REPA and its descendants, recognised by their training-only parts."""
-    return any(name.startswith(FOREIGN) for name in weights)
+def forward_time(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The network f'(x, t) = -f(x, 1 - t), exactly, as weights of the same architecture.
+
+    cos((1 - t) w) = cos w cos tw + sin w sin tw and sin((1 - t) w) = sin w cos tw - cos w sin tw:
+    the first layer of the time embedding takes up the rotation, the last layer the sign.
+    """
+    weights = dict(weights)
+    first = weights["t_embedder.mlp.0.weight"]
+    w = TimestepEmbedder(2, first.shape[1]).freqs.double()
+    cos, sin = first.double().chunk(2, dim=1)
+    rotated = torch.cat([cos * w.cos() + sin * w.sin(), cos * w.sin() - sin * w.cos()], dim=1)
+    weights["t_embedder.mlp.0.weight"] = rotated.to(first.dtype)
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        weights[name] = -weights[name]
+    return weights
 
 
 def architecture_of(weights: dict[str, Tensor]) -> dict[str, Any]:
@@ -42,49 +49,58 @@ def architecture_of(weights: dict[str, Tensor]) -> dict[str, Any]:
         ValueError: these are not the weights of a SiT.
     """
     try:
-        patches = weights["x_embedder.proj.weight"]
-        positions = weights["pos_embed"]
+        width, channels, *patch = weights["x_embedder.proj.weight"].shape
+        _, tokens, _ = weights["pos_embed"].shape
         rows = weights["final_layer.linear.bias"].shape[0]
-    except KeyError as missing:
-        raise ValueError(f"these are not the weights of a SiT: no tensor {missing}") from None
-    width, channels, *patch = patches.shape
-    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-    side = round(positions.shape[1] ** 0.5)
-    if len(patch) != 2 or side**2 != positions.shape[1]:
-        raise ValueError("only square 2-D models can be recognised from their tensors alone")
+        depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+        heads = HEADS[depth, width]
+    except (KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"these are not the weights of a SiT of a known size ({error}), "
+            "and no architecture is stored with them"
+        ) from None
+    side = round(tokens**0.5)
+    if len(patch) != 2 or side**2 != tokens:
+        raise ValueError("only square 2-D models can be recognized from their tensors alone")
     table = weights.get("y_embedder.embedding_table.weight")
-    heads = {(s["depth"], s["hidden_size"]): s["num_heads"] for s in SIZES.values()}
     return dict(
         input_size=(side * patch[0], side * patch[1]),
         patch_size=tuple(patch),
         in_channels=channels,
         hidden_size=width,
         depth=depth,
-        num_heads=heads.get((depth, width), max(1, width // 64)),
+        num_heads=heads,
         num_classes=0 if table is None else table.shape[0] - 1,
         learn_sigma=rows == 2 * channels * patch[0] * patch[1],
     )
 
 
-def load(weights: dict[str, Tensor], config: dict[str, Any] | None = None) -> nn.Module:
+def load(
+    weights: dict[str, Tensor],
+    config: dict[str, Any] | None = None,
+    *,
+    reversed_time: bool = False,
+) -> SiT:
     """The network of a checkpoint's weights, in eval mode on the CPU.
 
     Args:
-        weights: a state dict; training-only parts of REPA and SRA files are left out, and their
-            reversed time is turned into SiT's.
+        weights: a state dict; see `own_weights`.
         config: the arguments of SiT, where the checkpoint stores them; else read off the tensors.
 
     Raises:
         ValueError: naming the first tensor that does not fit.
     """
-    own = {name: value for name, value in weights.items() if not name.startswith(FOREIGN)}
-    with torch.device("meta"):
-        model = SiT(**(config or architecture_of(own)), class_dropout_prob=0.0)
+    config = config or architecture_of(weights)
+    own = own_weights(weights, reversed_time)
+    try:
+        with torch.device("meta"):
+            model = SiT(**config, class_dropout_prob=0.0)
+    except TypeError as error:
+        raise ValueError(f"its stored architecture is not that of a SiT ({error})") from error
     check_state(model, own)
     model.load_state_dict(own, assign=True)  # no time spent on initial values
     model.t_embedder.reset_frequencies()
-    model.eval()
-    return ReversedTime(model) if is_time_reversed(weights) else model
+    return model.eval()
 
 
 def check_state(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -107,14 +123,16 @@ def check_state(model: nn.Module, weights: dict[str, Tensor]) -> None:
             raise ValueError(f"the checkpoint's tensor {name} does not exist in this model")
 
 
-def adapt(weights: dict[str, Tensor], model: SiT) -> dict[str, Tensor]:
+def adapt(
+    weights: dict[str, Tensor], model: SiT, *, reversed_time: bool = False
+) -> dict[str, Tensor]:
     """Weights for fine-tuning `model`: other classes get `model`'s own fresh rows (the null row is
     kept), and positions of another grid are resampled.
 
     Raises:
         ValueError: a difference that fine-tuning cannot bridge, naming the tensor.
     """
-    weights = {name: value for name, value in weights.items() if not name.startswith(FOREIGN)}
+    weights = own_weights(weights, reversed_time)
     fresh = model.state_dict()
     table, positions = "y_embedder.embedding_table.weight", "pos_embed"
     if table in fresh and table not in weights:

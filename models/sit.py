@@ -250,9 +250,8 @@ class SiT(nn.Module):
         second half of y null. Only `cfg_channels` channels are guided (None: all)."""
         half = x[: len(x) // 2]
         pred = self(torch.cat([half, half]), t, y).pred
-        guided, rest = pred[:, :cfg_channels], pred[:, pred.shape[1] :]
-        if cfg_channels is not None:
-            rest = pred[:, cfg_channels:]
+        channels = pred.shape[1] if cfg_channels is None else cfg_channels
+        guided, rest = pred[:, :channels], pred[:, channels:]
         cond, uncond = guided.chunk(2)
         guided = uncond + cfg_scale * (cond - uncond)
         return torch.cat([torch.cat([guided, guided]), rest], dim=1)

@@ -15,6 +15,11 @@ from .files import atomic_write
 
 # What torch's restricted unpickler raises on bytes that are not a checkpoint.
 BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)
+# What REPA's flags call the same things.
+REPA_NAMES = {
+    "path_type": {"linear": "Linear", "cosine": "GVP"},
+    "prediction": {"v": "velocity"},
+}
 RUN_NAME = re.compile(r"(\d{3,})-(.+)")
 
 
@@ -29,6 +34,7 @@ class Checkpoint:
     regulariser: dict[str, Tensor] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
     architecture: dict[str, Any] | None = None  # arguments of the network; public files lack it
+    reversed_time: bool = False  # its flags are REPA's: t = 0 is data
     step: int | None = None
 
 
@@ -53,15 +59,23 @@ def read(path: str | Path) -> Checkpoint:
     if not any(key in content for key in ("ema", "model")):
         content = {"ema": content}
     args = content.get("args") or {}
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    parts = {"args": args, "opt": content.get("opt") or {}}
+    parts["regulariser"] = content.get("regulariser") or {}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise InputError(f"checkpoint {path}: its {name} is a {type(part).__name__}")
+    for name, ours in REPA_NAMES.items():
+        if args.get(name) in ours:
+            args[name] = ours[args[name]]
     ema = content.get("ema") or content.get("model")
     return Checkpoint(
         path=path,
-        model=plain_names(content.get("model") or ema, path),
+        model=plain_names(content.get("model") or {}, path),
         ema=plain_names(ema, path),
-        opt=content.get("opt") or {},
-        regulariser=content.get("regulariser") or {},
-        args=dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args),
+        **parts,
         architecture=content.get("architecture"),
+        reversed_time="enc_type" in args or "proj_coeff" in args,
         step=step_of(content, path),
     )
 
@@ -101,13 +115,15 @@ def plain_names(weights: Any, path: Path) -> dict[str, Tensor]:
 
 def step_of(content: dict[str, Any], path: Path) -> int | None:
     for key in ("train_steps", "steps"):
-        if key in content:
-            return int(content[key])
+        if isinstance(content.get(key), int):
+            return content[key]
     return int(path.stem) if path.stem.isdigit() else None
 
 
 def run_label(model: str, name: str) -> str:
     """`SiT-XL/2`, `SiT-Training` -> `SiT-XL-2-SiT-Training`."""
+    if not name or "/" in name or "\0" in name:
+        raise InputError(f"--wandb-run-name {name!r} becomes a folder's name: use one without /")
     return f"{model.replace('/', '-')}-{name}"
 
 
@@ -131,7 +147,7 @@ def new_run(results: Path, label: str) -> Path:
 def files_of(run: Path) -> list[Path]:
     """A run's checkpoints in the order of their steps."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
-    return sorted(p for p in folder.glob("*.pt") if p.stem.isdigit())
+    return sorted((p for p in folder.glob("*.pt") if p.stem.isdigit()), key=lambda p: int(p.stem))
 
 
 def newest(run: Path) -> Path:
@@ -149,7 +165,10 @@ def newest(run: Path) -> Path:
 
 
 def prune(run: Path, keep_last: int, milestone_every: int) -> None:
-    """Delete all but the last `keep_last` checkpoints and the milestones; 0 keeps all."""
+    """Delete all but the last `keep_last` checkpoints and the milestones (0 keeps all), and what a
+    killed process left half-written."""
+    for rest in (run / "checkpoints").glob(".*.tmp"):
+        rest.unlink()
     if keep_last:
         for path in files_of(run)[:-keep_last]:
             if not (milestone_every and int(path.stem) % milestone_every == 0):

@@ -95,7 +95,8 @@ class TrainConfig(TransportFlags):
     dry_run: bool = False  # print the resolved flags, parameters and memory, and stop
 
 
-# Flags of TrainConfig that may differ when a run is resumed: they do not change what is computed.
+# Flags of TrainConfig that may differ when a run is resumed: where the data lie, how long, on what
+# and how the run is computed and reported; not what is trained.
 MAY_CHANGE = frozenset(
     "preset data_path cache_dir skip_corrupt num_workers activation_checkpointing epochs max_steps "
     "device results_dir wandb_run_name wandb tensorboard log_every ckpt_every keep_last "
@@ -150,7 +151,7 @@ class SDEFlags:
 class GridFlags(SampleFlags):
     cfg_scale: float = 4.0  # classifier-free guidance; 1: none
     seed: int = 0  # image i is a function of (seed, i)
-    class_labels: tuple[int, ...] = ()  # one image each; none: two of each of the first classes
+    class_labels: tuple[int, ...] = ()  # one image each; none: 16 over all classes
     out: str = "sample.png"  # the picture
 
 
@@ -189,6 +190,41 @@ class NpzSDE(SDEFlags, NpzFlags):
     """N samples to an .npz by the reverse SDE."""
 
 
+MOST = 2**62  # seeds and counts
+SMALLEST = 1e-30  # "more than 0"
+# Flag -> the smallest and largest value that makes sense, both included.
+RANGES: dict[str, tuple[float, float]] = {
+    "image_size": (1, 65_536), "num_classes": (0, MOST), "num_workers": (0, 1024),
+    "depth": (1, 10_000), "hidden_size": (2, 10**6), "num_heads": (1, 10**6),
+    "reg_weight": (0, 1e6), "reg_schedule_steps": (0, MOST),
+    "epochs": (1, MOST), "max_steps": (1, MOST), "global_batch_size": (1, MOST),
+    "grad_accum": (1, MOST), "lr": (0, 1e38), "weight_decay": (0, 1e6),
+    "clip_grad_norm": (0, 1e30), "ema_decay": (0, 1), "class_dropout_prob": (0, 1),
+    "global_seed": (-MOST, MOST), "seed": (-MOST, MOST), "cfg_scale": (0, 1e6),
+    "log_every": (1, MOST), "ckpt_every": (1, MOST), "sample_every": (0, MOST),
+    "keep_last": (0, MOST), "milestone_every": (0, MOST),
+    "train_eps": (0, 0.49), "sample_eps": (0, 0.49),
+    "num_sampling_steps": (2, 10**9), "guidance_low": (0, 1), "guidance_high": (0, 1),
+    "atol": (SMALLEST, 1e6), "rtol": (SMALLEST, 1e6),
+    "diffusion_norm": (0, 1e6), "last_step_size": (0, 0.99),
+    "num_fid_samples": (1, MOST), "per_proc_batch_size": (1, MOST),
+}  # fmt: skip
+
+
+def checked(config: Config) -> Config:
+    """The same flags.
+
+    Raises:
+        InputError: a number outside its range; NaN is outside all of them.
+    """
+    for name, (low, high) in RANGES.items():
+        value = getattr(config, name, None)
+        if value is not None and not low <= value <= high:
+            most = f"to {high:g}" if high < MOST else "or more"
+            raise InputError(f"--{name.replace('_', '-')} {value}: give {low:g} {most}")
+    return config
+
+
 def parse(config: type[Config], presets: Mapping[str, Mapping[str, Any]]) -> Config:
     """Flags of the command line over those of `--preset` over the defaults.
 
@@ -197,7 +233,7 @@ def parse(config: type[Config], presets: Mapping[str, Mapping[str, Any]]) -> Con
     """
     name = peek("--preset", sys.argv[1:])
     default = config(**known(name, presets, "preset"), preset=name) if name else config()
-    return tyro.cli(config, default=default, console_outputs=speaks())
+    return checked(tyro.cli(config, default=default, console_outputs=speaks()))
 
 
 def parse_sampling(
@@ -225,17 +261,18 @@ def parse_sampling(
         return tyro.cli(both, args=argv, console_outputs=speaks())
     chosen = modes[mode or "ODE"]
     default = chosen(**published, protocol=name)
-    return tyro.cli(chosen, args=argv, default=default, console_outputs=speaks())
+    return checked(tyro.cli(chosen, args=argv, default=default, console_outputs=speaks()))
 
 
 def peek(flag: str, argv: list[str]) -> str | None:
-    """The value of a flag that decides the defaults of the others."""
+    """The value of a flag that decides the defaults of the others; the last one counts."""
+    value = None
     for position, word in enumerate(argv):
         if word == flag and position + 1 < len(argv):
-            return argv[position + 1]
-        if word.startswith(flag + "="):
-            return word.removeprefix(flag + "=")
-    return None
+            value = argv[position + 1]
+        elif word.startswith(flag + "="):
+            value = word.removeprefix(flag + "=")
+    return value
 
 
 def known(name: str, table: Mapping[str, Any], what: str) -> Any:

@@ -1,6 +1,9 @@
 """Ranks of a torchrun job; the same code is one plain process without torchrun."""
 
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, sentence_of
 
 T = TypeVar("T")
 
@@ -49,7 +52,7 @@ class Ranks:
             except InputError as error:
                 outcome[1] = str(error)
             except OSError as error:  # a folder that cannot be written, a full disk
-                outcome[1] = f"{error.filename or 'file'}: {error.strerror or error}"
+                outcome[1] = sentence_of(error)
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0, device=self.device)
         result, sentence = outcome
@@ -88,24 +91,58 @@ def start(device: str = "auto") -> Ranks:
         backend = "nccl" if device == "cuda" else "gloo"
         bound = target if device == "cuda" else None
         dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=bound)
+        watch_others()
     return Ranks(rank, size, target)
 
 
-def store_failure(sentence: str) -> None:
-    """Tell the other ranks that this one leaves because of bad input."""
-    if dist.is_initialized():
-        dist.distributed_c10d._get_default_store().set("input-error", sentence)
+def watch_others() -> None:
+    """Exit with 2 as soon as a rank says that it leaves because of bad input.
+
+    The others may wait for it in a collective, where only another thread can act. The thread
+    sleeps in one blocking request on a connection of its own.
+    """
+
+    def wait() -> None:
+        try:
+            failures_store(timedelta(days=3650)).wait([failure_key()])
+        except RuntimeError:  # the store ended with the job
+            return
+        os._exit(2)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
-def another_rank_failed() -> bool:
-    """Did a rank leave because of bad input? Then a broken connection is only its echo."""
-    if not dist.is_initialized():
-        return False
-    store = dist.distributed_c10d._get_default_store()
-    try:
-        return store.check(["input-error"])
-    except RuntimeError:  # the store left with its host
-        return False
+def leave(alone: bool) -> None:
+    """Exit with 2 together with the other ranks: when one is gone, torchrun ends those that are
+    left with a signal.
+
+    Args:
+        alone: only this rank knows; else all are about to leave, and the first waits for the last.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    store_is_up = dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if size > 1 and store_is_up:
+        store = failures_store(timedelta(seconds=30))
+        if alone:
+            store.set(failure_key(), "1")
+        left = store.add(f"{failure_key()}-left", 1)
+        deadline = time.monotonic() + (1 if alone else 5)
+        while left < size and time.monotonic() < deadline:
+            time.sleep(0.01)
+            left = store.add(f"{failure_key()}-left", 0)
+        sys.stderr.flush()
+        os._exit(2)
+    sys.exit(2)
+
+
+def failures_store(timeout: timedelta) -> dist.TCPStore:
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, port, is_master=False, timeout=timeout)
+
+
+def failure_key() -> str:
+    """torchrun's store outlives a restart of the job."""
+    return f"input-error-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def stop() -> None:

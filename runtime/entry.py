@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import distributed
-from .errors import InputError, LocalError
+from .errors import InputError, LocalError, sentence_of
 
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`; turn bad input into `error: sentence` on stderr and exit code 2."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own
     if not speaks():
         warnings.simplefilter("ignore")
     try:
@@ -20,16 +21,20 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         if speaks() or isinstance(error, LocalError):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        distributed.store_failure(str(error))
-        sys.exit(2)
+        distributed.leave(alone=isinstance(error, LocalError))
+    except SystemExit as stop:  # tyro has said what is wrong with the flags
+        if stop.code == 2:
+            distributed.leave(alone=False)
+        raise
     except FloatingPointError as error:  # a loss that is not finite: every rank sees the same
         if speaks():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
-    except RuntimeError:
-        if distributed.another_rank_failed():
-            sys.exit(2)
-        raise
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {sentence_of(error)}", file=sys.stderr, flush=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     distributed.stop()
@@ -41,9 +46,15 @@ def speaks() -> bool:
 
 
 @contextmanager
-def asked_of_user() -> Iterator[None]:
-    """Around code that builds things from flags: its ValueErrors are sentences for the user."""
+def asked_of_user(about: str = "") -> Iterator[None]:
+    """Around code that builds things from flags: its ValueErrors are sentences for the user.
+
+    Args:
+        about: the file that the sentence is about, where it does not say so itself.
+    """
     try:
         yield
+    except InputError:
+        raise
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"{about}: {error}" if about else str(error)) from error

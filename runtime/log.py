@@ -43,7 +43,7 @@ class Log:
             return
         if config["tensorboard"]:
             try:
-                self.writers.append(TensorBoard(self.folder))
+                self.writers.append(TensorBoard(self.folder, self.last_step))
             except ImportError:
                 self.say("TensorBoard is not installed: no events are written")
         if config["wandb"]:
@@ -119,10 +119,11 @@ class Log:
 
 
 class TensorBoard:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(folder / "tensorboard")
+        # Steps that a killed run had logged and a resumed one does again are shown once.
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
 
     def scalars(self, row: dict[str, float]) -> None:
         for name, value in row.items():
@@ -148,14 +149,20 @@ class Wandb:
         id_file = folder / "wandb-id.txt"
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(4))
-        self.run = wandb.init(
-            project="LayerSync",  # WANDB_PROJECT and WANDB_ENTITY are read by wandb itself
-            name=folder.name,
-            id=id_file.read_text(),
-            resume="allow",
-            dir=str(folder),
-            config=config,
-        )
+        try:
+            self.run = wandb.init(
+                project="LayerSync",  # WANDB_PROJECT and WANDB_ENTITY are read by wandb itself
+                name=folder.name,
+                id=id_file.read_text(),
+                resume="allow",
+                dir=str(folder),
+                config=config,
+            )
+        except wandb.errors.Error as error:
+            raise InputError(
+                f"--wandb: {str(error).splitlines()[0]}: run `wandb login` once, or set "
+                "WANDB_MODE=offline"
+            ) from error
 
     def scalars(self, row: dict[str, float]) -> None:
         self.run.log(row, step=int(row["step"]))

@@ -27,33 +27,40 @@ class Blocks:
         with atomic_write(self.path(first, part)) as file:
             np.savez(file, **arrays)
 
-    def rounds(self) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays in the order of the samples' index, one round of blocks at a time."""
+    def rounds(self, name: str) -> Iterator[np.ndarray]:
+        """One array in the order of the samples' index, a round of blocks at a time."""
         paths = sorted(self.folder.glob("*.npz"))
         for _, group in groupby(paths, key=lambda path: path.name.split(".")[0]):
-            parts = [dict(np.load(path)) for path in group]
-            order = np.argsort(np.concatenate([part["index"] for part in parts]))
-            yield {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+            indices, parts = [], []
+            for path in group:
+                with np.load(path, allow_pickle=False) as block:
+                    indices.append(block["index"])
+                    parts.append(block[name])
+            yield np.concatenate(parts)[np.argsort(np.concatenate(indices))]
+
+    def whole(self, name: str, count: int) -> np.ndarray:
+        """The first `count` rows of a small array."""
+        return np.concatenate(list(self.rounds(name)))[:count]
 
     def pack(self, path: Path, names: list[str], count: int) -> None:
         """Stream the first `count` rows of the named arrays into `path`: an uncompressed .npz.
 
         Memory stays at one round of blocks, whatever the count. Equal blocks give equal bytes.
         """
-        first = next(self.rounds())
         with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
             for name in names:
                 entry = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed
+                first = next(self.rounds(name))
                 with archive.open(entry, "w", force_zip64=True) as member:
                     header = {
-                        "descr": np.lib.format.dtype_to_descr(first[name].dtype),
+                        "descr": np.lib.format.dtype_to_descr(first.dtype),
                         "fortran_order": False,
-                        "shape": (count, *first[name].shape[1:]),
+                        "shape": (count, *first.shape[1:]),
                     }
                     np.lib.format.write_array_header_1_0(member, header)
                     left = count
-                    for part in self.rounds():
-                        rows = np.ascontiguousarray(part[name][:left])
+                    for part in self.rounds(name):
+                        rows = np.ascontiguousarray(part[:left])
                         member.write(rows.tobytes())
                         left -= len(rows)
                     assert left == 0, f"{left} of {count} samples are missing"

@@ -11,9 +11,9 @@ from .errors import InputError
 
 
 class Start(NamedTuple):
-    folder: str
-    ckpt: str | None
-    resumes: bool
+    folder: str  # of the run
+    ckpt: str | None  # what it starts from
+    resumes: bool  # exactly where that one stopped; else from its EMA weights alone
 
 
 def starting_point(config: TrainConfig) -> Start:
@@ -30,7 +30,7 @@ def starting_point(config: TrainConfig) -> Start:
     """
     label = checkpoint.run_label(config.model, config.wandb_run_name)
     results = Path(config.results_dir)
-    if config.fine_tune and not config.ckpt:
+    if config.fine_tune and config.ckpt is None:
         raise InputError("--fine-tune needs --ckpt: the file or run folder to start from")
     if config.resume == "auto":
         for folder in reversed(checkpoint.runs(results, label)):
@@ -39,7 +39,7 @@ def starting_point(config: TrainConfig) -> Start:
                 refuse_changes(config, origin)
                 return Start(str(folder), str(origin.path), resumes=True)
     fresh = checkpoint.new_run(results, label)
-    if not config.ckpt:
+    if config.ckpt is None:
         return Start(str(fresh), None, resumes=False)
     origin = checkpoint.read(config.ckpt)
     if config.fine_tune:
@@ -65,3 +65,17 @@ def refuse_changes(config: TrainConfig, origin: Checkpoint) -> None:
             f"{origin.path} was trained with other flags ({'; '.join(changed)}): "
             "give the same ones, or --resume-anyway"
         )
+
+
+def opened_folder(start: Start) -> str:
+    """Create the run's folder; where another job has just taken its number, the next one."""
+    folder = Path(start.folder)
+    if folder.exists() and start.resumes:
+        return start.folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return str(folder)
+        except FileExistsError:
+            label = checkpoint.RUN_NAME.fullmatch(folder.name)[2]
+            folder = checkpoint.new_run(folder.parent, label)

@@ -41,10 +41,10 @@ def test_the_step_never_waits_for_the_device():
     import train
     from runtime.config import TrainConfig
 
-    config, domain, transport, model, regulariser = train.build(
-        TrainConfig(dataset_name="digits", model="SiT-Ti/2", global_batch_size=16)
-    )
     device = torch.device("cuda", 0)
+    config, domain, transport, model, regulariser = train.build(
+        TrainConfig(dataset_name="digits", model="SiT-Ti/2", global_batch_size=16), device
+    )
     state = train.TrainState(config, model, regulariser, device)
     step = train.TrainingStep(model, transport, regulariser)
     x, y = torch.rand(16, *domain.shape, device=device), torch.zeros(16, device=device).long()

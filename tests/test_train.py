@@ -222,6 +222,7 @@ def test_resume_anyway_goes_on(trained, tmp_path):
     older = ["--ckpt", folder / "checkpoints" / "0000004.pt", *flags[2:]]
     succeed("train", *BATCH, *older, "--resume-anyway")
     assert checkpoint_of(tmp_path, 7)["train_steps"] == 7, "an older file branches into a new run"
+    assert checkpoint_of(tmp_path, 7)["opt"]["param_groups"][0]["lr"] == 0.1, "the flag counts"
 
 
 def test_a_public_training_checkpoint_resumes_with_its_optimizer(trained, tmp_path):
@@ -311,6 +312,8 @@ def test_one_rank_that_meets_a_corrupt_image_ends_the_job(tmp_path):
     assert result.code != 0
     assert result.err.count("error: ") == 1 and "class0/2.png" in result.err
     assert 'train.py", line' not in result.err, "no traceback of ours"
+    assert result.err.count("exitcode  : 2") == 2 and "exitcode  : -" not in result.err
+    assert not (tmp_path / "results").exists()
 
 
 def test_wandb_offline_needs_no_account(tmp_path):
@@ -387,10 +390,19 @@ def test_a_killed_run_goes_on_exactly_where_its_last_checkpoint_was(tmp_path):
         ("--num-classes 3", ["--num-classes"]),
         ("--image-size 9", ["--image-size 9"]),
         ("--num-heads 7", ["7 heads", "32"]),
-        ("--train-eps 0.7", ["train_eps"]),
+        ("--train-eps 0.7", ["--train-eps 0.7"]),
         ("--ckpt /no/such/file.pt", ["/no/such/file.pt"]),
         ("--fine-tune", ["--fine-tune needs --ckpt"]),
         ("--device cuda", ["--device cuda"]),
+        ("--keep-last -1", ["--keep-last -1", "0 or more"]),
+        ("--lr nan", ["--lr nan"]),
+        ("--clip-grad-norm -1", ["--clip-grad-norm -1"]),
+        ("--ema-decay 2", ["--ema-decay 2", "0 to 1"]),
+        ("--log-every 0", ["--log-every 0", "1 or more"]),
+        ("--grad-accum 0", ["--grad-accum 0"]),
+        ("--reg-weight inf", ["--reg-weight inf"]),
+        ("--wandb-run-name ../x", ["--wandb-run-name"]),
+        ("--ckpt=", ["no checkpoint in"]),
         ("--vae /no/such/vae --dataset_name folder --data-path .", ["--vae", "/no/such/vae"]),
     ],
 )
@@ -401,6 +413,16 @@ def test_bad_flags_get_one_sentence_and_nothing_is_written(tmp_path, flags, word
     said = refused("train", *base, *flags.split(), "--results-dir", tmp_path / "results")
     assert all(word in said for word in words), said
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_results_folder_that_cannot_be_written_is_named(tmp_path, processes):
+    (tmp_path / "file").write_text("not a folder")
+    flags = ["--max-steps", 1, "--results-dir", tmp_path / "file" / "results"]
+    result = launch("train", *BATCH, *flags, processes=processes)
+    assert result.err.count("error: ") == 1 and "file/results" in result.err
+    assert 'train.py", line' not in result.err
+    assert result.code == 2 or result.err.count("exitcode  : 2") == 2
 
 
 @pytest.mark.parametrize(

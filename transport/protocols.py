@@ -23,5 +23,5 @@ CFG_REPA = dict(cfg_scale=1.8, cfg_channels="all", guidance_low=0.3, guidance_hi
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "paper-ode": ODE_HEUN | UNGUIDED | dict(float64=False),  # LayerSync Table 1, 160 epochs: 8.29
     "paper-sde": SDE_SIGMA | CFG_PAPER | dict(float64=False),  # LayerSync Table 2, 800 epochs: 1.89
-    "repa-sde": SDE_SIGMA | CFG_REPA | dict(float64=True),  # REPA 2410.06940: guidance and interval of its best row
+    "repa-sde": SDE_SIGMA | CFG_REPA | dict(float64=True),  # REPA 2410.06940, its best row
 }

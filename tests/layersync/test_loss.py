@@ -110,6 +110,8 @@ def test_masked_tokens_do_not_count():
     torch.testing.assert_close(cosine(a, b, mask), expected)
     torch.testing.assert_close(cosine(a, b, torch.ones(2, 6)), cosine(a, b))
     assert cosine(a, b, torch.zeros(2, 6)) == 0
+    with pytest.raises(ValueError, match="mask is"):
+        cosine(a, b, torch.ones(2, 1))
 
 
 @pytest.mark.parametrize("pair", [(8, 8), (5, 2), (0, 3), (-1, 4)])

@@ -82,3 +82,9 @@ def test_schedules_start_full_and_end_where_they_say():
 def test_weight_follows_the_schedule():
     sync = LayerSync([(1, 2)], weight=0.4, schedule=linear_decay(10))
     assert [sync.weight(step) for step in (0, 5, 10)] == [0.4, 0.2, 0.0]
+
+
+def test_a_decay_over_no_steps_is_refused():
+    for build in (linear_decay, cosine_decay):
+        with pytest.raises(ValueError, match="at least 1"):
+            build(0)
