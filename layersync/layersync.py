@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from .regulariser import Context, Regulariser
@@ -78,15 +79,15 @@ class LayerSync(Regulariser):
                 "return_blocks=sync.blocks, or run the model inside record_blocks (a model "
                 "compiled as a whole ignores hooks: compile it block by block)"
             )
-        total = 0.0
+        similarities = []
         for student, teacher in self.pairs:
             moving, target = blocks[student], blocks[teacher]
             if self.reverse:
                 moving, target = target, moving
             if self.stop_gradient:
                 target = target.detach()
-            total = total - self.similarity(moving, target, mask)
-        return total / len(self.pairs)
+            similarities.append(self.similarity(moving, target, mask))
+        return -torch.stack(similarities).mean()
 
     def weight(self, step: int) -> float:
         """The weight of the term at a training step (counted from 0)."""

@@ -58,6 +58,17 @@ def test_resume_is_exact(tmp_path, processes):
         assert [one[key] for key in numbers] == [other[key] for key in numbers]
 
 
+def test_resume_is_exact_with_micro_batches_workers_and_a_schedule(tmp_path):
+    flags = [*EPOCHS, "--grad-accum", 3, "--clip-grad-norm", 0.5, "--precision", "bf16"]
+    flags += ["--reg-schedule", "cosine", "--reg-schedule-steps", 7]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    succeed("train", *flags, "--results-dir", straight, "--max-steps", 6)
+    succeed("train", *flags, "--results-dir", stopped, "--max-steps", 2)
+    resume = ["--max-steps", 6, "--resume", "auto", "--num-workers", 1]
+    succeed("train", *flags, "--results-dir", stopped, *resume)
+    assert_same_state(checkpoint_of(straight, 6), checkpoint_of(stopped, 6))
+
+
 @pytest.fixture(scope="module")
 def one_and_two_ranks(tmp_path_factory):
     folders = {n: tmp_path_factory.mktemp(f"ranks{n}") for n in (1, 2)}
