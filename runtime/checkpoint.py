@@ -99,7 +99,7 @@ def load_tensors(path: Path) -> Any:
             f"checkpoint {path} is refused: {what}, and nothing in a checkpoint may be executed"
         ) from error
     except BROKEN as error:
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0].split(". ")[0]
         raise InputError(f"checkpoint {path} is damaged or truncated: {reason}") from error
 
 

@@ -160,7 +160,7 @@ class Wandb:
             )
         except wandb.errors.Error as error:
             raise InputError(
-                f"--wandb: {str(error).splitlines()[0]}: run `wandb login` once, or set "
+                f"--wandb: {str(error).split('. ')[0]}: run `wandb login` once, or set "
                 "WANDB_MODE=offline"
             ) from error
 
