@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .distributed import Ranks
-from .errors import InputError
+from .errors import LocalError
 from .files import atomic_write
 
 
@@ -144,7 +144,7 @@ class Wandb:
         try:
             import wandb
         except ImportError as error:
-            raise InputError("--wandb needs wandb: pip install 'layersync[wandb]'") from error
+            raise LocalError("--wandb needs wandb: pip install 'layersync[wandb]'") from error
         self.wandb = wandb
         id_file = folder / "wandb-id.txt"
         if not id_file.exists():
@@ -159,7 +159,7 @@ class Wandb:
                 config=config,
             )
         except wandb.errors.Error as error:
-            raise InputError(
+            raise LocalError(  # rank 0 alone talks to wandb
                 f"--wandb: {str(error).split('. ')[0]}: run `wandb login` once, or set "
                 "WANDB_MODE=offline"
             ) from error
