@@ -68,7 +68,9 @@ def main() -> None:
     for step in range(state.step, config.max_steps):
         reg_weight = regulariser.weight(step) if regulariser else 0.0
         weight = torch.full((), reg_weight, device=ranks.device)
-        draws = draws_of_step(config, domain.shape, step, ranks.device)
+        of_batch = draws_of_step(
+            config, domain.shape, step, ranks.device, posterior=codec.uses_noise
+        )
         for micro, batch in enumerate(islice(batches, config.grad_accum)):
             batch = batch.checked()
             here = positions(
@@ -76,12 +78,13 @@ def main() -> None:
                 micro=micro, micro_batches=config.grad_accum,
             )  # fmt: skip
             raw, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (batch.raw, batch.y))
-            x = codec.to_input(codec.encode(raw), draws.posterior[here])
-            cond = model.drop({"y": y}, draws.dropped[here])
-            t = transport.times(draws.time[here])
+            draws = of_batch.at(here)
+            x = codec.to_input(codec.encode(raw), draws.posterior)
+            cond = model.drop({"y": y}, draws.dropped)
+            t = transport.times(draws.time)
             with gradient_sync(training_step, last=micro == config.grad_accum - 1):
                 with autocast:
-                    losses = training_step(x, draws.noise[here], t, cond, weight)
+                    losses = training_step(x, draws.noise, t, cond, weight)
                 (losses.total / config.grad_accum).backward()
             log.add(loss=losses.total, velocity=losses.velocity, reg=losses.reg)
             log.problems(batch.problems)
@@ -201,14 +204,19 @@ class Draws(NamedTuple):
     """The random numbers of one step for the whole global batch."""
 
     noise: Tensor  # (B, C, *axes), x_0
-    posterior: Tensor  # (B, C, *axes), of the codec
     time: Tensor  # (B,), uniform in [0, 1)
     dropped: Tensor  # (B,), labels replaced by the null
+    posterior: Tensor | None  # (B, C, *axes), of a codec that draws
+
+    def at(self, positions: slice) -> "Draws":
+        """Those of some positions of the batch."""
+        return Draws(*(draw if draw is None else draw[positions] for draw in self))
 
 
 def draws_of_step(
-    config: TrainConfig, shape: tuple[int, ...], step: int, device: torch.device
-) -> Draws:
+    config: TrainConfig, shape: tuple[int, ...], step: int, device: torch.device, *,
+    posterior: bool = False,
+) -> Draws:  # fmt: skip
     """Every rank draws the whole global batch and uses its own positions, so that what a position
     sees does not depend on the number of ranks, and resuming needs the step alone."""
     batch = config.global_batch_size
@@ -216,9 +224,9 @@ def draws_of_step(
     kwargs = dict(generator=random, device=device)
     return Draws(
         noise=torch.randn(batch, *shape, **kwargs),
-        posterior=torch.randn(batch, *shape, **kwargs),
         time=torch.rand(batch, **kwargs),
         dropped=torch.rand(batch, **kwargs) < config.class_dropout_prob,
+        posterior=torch.randn(batch, *shape, **kwargs) if posterior else None,
     )
 
 

@@ -26,12 +26,14 @@ VAES = {  # name -> hub id, latent channels, downsampling
 
 class Codec(Protocol):
     identity: dict  # plain data for the protocol JSON
+    uses_noise: bool  # whether `to_input` is a draw
 
     def encode(self, raw: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> what a cache would store."""
 
-    def to_input(self, stored: Tensor, noise: Tensor) -> Tensor:
-        """Stored -> model input x, float32; noise has x's shape and comes from the caller."""
+    def to_input(self, stored: Tensor, noise: Tensor | None) -> Tensor:
+        """Stored -> model input x, float32; noise has x's shape and comes from the caller, who may
+        leave it out where the codec does not use it."""
 
     def decode(self, x: Tensor) -> Tensor:
         """Model output -> uint8 (B, C, H, W)."""
@@ -53,11 +55,12 @@ class PixelCodec:
     """The model sees the pixels themselves; the noise of `to_input` is not used."""
 
     identity = {"name": "pixels"}
+    uses_noise = False
 
     def encode(self, raw: Tensor) -> Tensor:
         return raw
 
-    def to_input(self, stored: Tensor, noise: Tensor) -> Tensor:
+    def to_input(self, stored: Tensor, noise: Tensor | None) -> Tensor:
         return to_float(stored)
 
     def decode(self, x: Tensor) -> Tensor:
@@ -74,6 +77,7 @@ class VAECodec:
     noise, so that training is a function of its seeds and not of the VAE's generator.
     """
 
+    uses_noise = True
     chunk = 8  # images the VAE works on at once; more only costs memory
 
     def __init__(self, vae, name: str) -> None:

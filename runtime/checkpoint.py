@@ -66,8 +66,7 @@ def read(path: str | Path) -> Checkpoint:
         if not isinstance(part, dict):
             raise InputError(f"checkpoint {path}: its {name} is a {type(part).__name__}")
     for name, ours in REPA_NAMES.items():
-        if args.get(name) in ours:
-            args[name] = ours[args[name]]
+        args |= {name: ours[value] for value in ours if args.get(name) == value}
     ema = content.get("ema") or content.get("model")
     return Checkpoint(
         path=path,

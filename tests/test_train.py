@@ -100,9 +100,11 @@ def test_noise_times_drops_and_data_do_not_depend_on_the_number_of_ranks():
     import train
 
     config = TrainConfig(global_batch_size=12)
-    draws = train.draws_of_step(config, (1, 8, 8), 7, torch.device("cpu"))
-    again = train.draws_of_step(config, (1, 8, 8), 7, torch.device("cpu"))
-    other = train.draws_of_step(config, (1, 8, 8), 8, torch.device("cpu"))
+
+    def draws_of(step):
+        return train.draws_of_step(config, (1, 8, 8), step, torch.device("cpu"), posterior=True)
+
+    draws, again, other = draws_of(7), draws_of(7), draws_of(8)
     assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))
     assert not torch.equal(draws.noise, other.noise)
 
