@@ -66,7 +66,8 @@ def read(path: str | Path) -> Checkpoint:
         if not isinstance(part, dict):
             raise InputError(f"checkpoint {path}: its {name} is a {type(part).__name__}")
     for name, ours in REPA_NAMES.items():
-        args |= {name: ours[value] for value in ours if args.get(name) == value}
+        if isinstance(args.get(name), str):
+            args[name] = ours.get(args[name], args[name])
     ema = content.get("ema") or content.get("model")
     return Checkpoint(
         path=path,
