@@ -1,10 +1,12 @@
 """Ranks of a torchrun job; the same code is one plain process without torchrun."""
 
+import atexit
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -16,6 +18,8 @@ from torch import Tensor
 from .errors import InputError, sentence_of
 
 T = TypeVar("T")
+
+LEAVE = b"leave"
 
 
 @dataclass(frozen=True)
@@ -91,25 +95,39 @@ def start(device: str = "auto") -> Ranks:
         backend = "nccl" if device == "cuda" else "gloo"
         bound = target if device == "cuda" else None
         dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=bound)
-        watch_others()
+        watch_others(rank)
     return Ranks(rank, size, target)
 
 
-def watch_others() -> None:
+def watch_others(rank: int) -> None:
     """Exit with 2 as soon as a rank says that it leaves because of bad input.
 
     The others may wait for it in a collective, where only another thread can act. The thread
-    sleeps in one blocking request on a connection of its own.
+    sleeps in one blocking request on a connection of its own, and is woken to end before the
+    interpreter does: a thread that comes back from C++ later aborts the process.
     """
+    key = word_for(rank)
 
     def wait() -> None:
         try:
-            failures_store(timedelta(days=3650)).wait([failure_key()])
+            store = failures_store(timedelta(days=3650))
+            store.wait([key])
+            word = store.get(key)
         except RuntimeError:  # the store ended with the job
             return
-        os._exit(2)
+        if word == LEAVE:
+            os._exit(2)
 
-    threading.Thread(target=wait, daemon=True).start()
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+
+    def wake() -> None:
+        # RuntimeError: the store is gone, and the thread with it.
+        with suppress(RuntimeError):
+            failures_store(timedelta(seconds=30)).set(key, "done")
+        thread.join(timeout=5)
+
+    atexit.register(wake)
 
 
 def leave(alone: bool) -> None:
@@ -124,12 +142,13 @@ def leave(alone: bool) -> None:
     if size > 1 and store_is_up:
         store = failures_store(timedelta(seconds=30))
         if alone:
-            store.set(failure_key(), "1")
-        left = store.add(f"{failure_key()}-left", 1)
+            for rank in range(size):
+                store.set(word_for(rank), LEAVE)
+        left = store.add("left-" + attempt(), 1)
         deadline = time.monotonic() + (1 if alone else 5)
         while left < size and time.monotonic() < deadline:
             time.sleep(0.01)
-            left = store.add(f"{failure_key()}-left", 0)
+            left = store.add("left-" + attempt(), 0)
         sys.stderr.flush()
         os._exit(2)
     sys.exit(2)
@@ -140,9 +159,13 @@ def failures_store(timeout: timedelta) -> dist.TCPStore:
     return dist.TCPStore(host, port, is_master=False, timeout=timeout)
 
 
-def failure_key() -> str:
+def attempt() -> str:
     """torchrun's store outlives a restart of the job."""
-    return f"input-error-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def word_for(rank: int) -> str:
+    return f"word-for-{rank}-{attempt()}"
 
 
 def stop() -> None:
