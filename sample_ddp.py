@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from domains import Draw, NoHeldOut
+from domains import Draws, NoHeldOut
 from runtime import distributed
 from runtime.config import NpzFlags, NpzODE, NpzSDE, ODEFlags, SDEFlags, parse_sampling
 from runtime.distributed import Ranks
@@ -158,7 +158,7 @@ class FromData(Samples):
         """Model input x and classes y of the images; padding repeats the last image."""
         domain, device = self.opened.domain, self.ranks.device
         numbers = [min(index, self.count - 1) for index in indices]
-        batch = domain.collate([self.images[Draw(n, seed=0)] for n in numbers]).checked()
+        batch = self.images.__getitems__(Draws.plain(numbers)).checked()
         stored = domain.codec.encode(batch.raw.to(device))
         return domain.codec.to_input(stored, streams.noise(domain.shape)), batch.y.to(device)
 

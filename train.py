@@ -5,33 +5,37 @@ torchrun --nproc_per_node=8 train.py --preset t1-xl
 """
 
 import ast
-import contextlib
 import dataclasses
-import warnings
+import time
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import domains
 from domains.order import GlobalBatches, positions
 from layersync import SCHEDULES, LayerSync, Regulariser, check_pairs, default_pair, default_weight
-from models import SiT, adapt, architecture, check_state
-from runtime import checkpoint, distributed
+from models import SiT, adapt, architecture, check_state, train_flops
+from runtime import checkpoint, distributed, parallel
 from runtime.checkpoint import Checkpoint
 from runtime.config import TrainConfig, parse
+from runtime.distributed import Ranks
 from runtime.ema import EMA
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from runtime.log import Log
-from runtime.precision import arithmetic, default_precision
+from runtime.hardware import peak_flops
+from runtime.log import Log, clock
+from runtime.precision import Arithmetic, compiles, default_precision
+from runtime.prefetch import Prefetch
 from runtime.presets import PRESETS
 from runtime.random import SampleStreams, generator
 from runtime.resume import opened_folder, starting_point
+from runtime.saver import Saver
+from runtime.state import TrainState
 from transport import Guidance, Sampler, TrainingStep, Transport, create_transport
 
 
@@ -43,69 +47,200 @@ def main() -> None:
     if config.dry_run:
         return ranks.from_main(lambda: print(plan(config, model)))
 
-    images, codec = domain.train_set(), domain.codec.to(ranks.device)
+    images = domain.train_set()
     config = with_length(config, len(images), ranks.size)
     start = ranks.from_main(lambda: starting_point(config))
-    state = TrainState(config, model, regulariser, ranks.device)
-    if start.ckpt:
+    origin = checkpoint.read(start.ckpt) if start.ckpt else None
+    if origin and not start.resumes:
         with asked_of_user(about=start.ckpt):
-            state.load(checkpoint.read(start.ckpt), start.resumes)
+            weights = adapt(origin.ema, model, reversed_time=origin.reversed_time)
+        model.load_state_dict(weights)
+    trainer = Trainer(config, domain, transport, model, regulariser, ranks)
+    state = trainer.state
+    if origin and start.resumes:
+        with asked_of_user(about=start.ckpt):
+            trainer.resume(origin)
+    del origin
     if state.step >= config.max_steps:
         return ranks.from_main(lambda: print(f"{start.folder} is finished: step {state.step}"))
-    batches = iter(loader(config, domain, images, ranks, start=state.step))
-    first = next(batches).checked()  # what is wrong with the data shows before anything is written
 
-    folder = Path(ranks.from_main(lambda: opened_folder(start)))
-    log = Log(
-        folder, ranks, start=state.step, stop=config.max_steps,
-        images_per_step=config.global_batch_size,
-    )  # fmt: skip
-    log.open_writers(dataclasses.asdict(config))
-    log.say(f"{folder}: {model_line(config, model, regulariser)}")
-    autocast = arithmetic(config.precision, ranks.device)
-    training_step = wrap(TrainingStep(model, transport, regulariser), domain.shape, ranks)
-    batches = chain([first], batches)
-    for step in range(state.step, config.max_steps):
-        reg_weight = regulariser.weight(step) if regulariser else 0.0
-        weight = torch.full((), reg_weight, device=ranks.device)
-        of_batch = draws_of_step(
-            config, domain.shape, step, ranks.device, posterior=codec.uses_noise
+    read = iter(loader(config, images, ranks, start=state.step))
+    with Prefetch(read, to_device, ranks.device) as ahead:
+        first = next(ahead).checked()  # what is wrong with the data shows before a file is written
+        if config.plan:
+            return print_plan(trainer, chain([first], ahead))
+        folder = Path(ranks.from_main(lambda: opened_folder(start)))
+        log = Log(
+            folder, ranks, start=state.step, stop=config.max_steps,
+            images_per_step=config.global_batch_size, flops_per_image=train_flops(model),
+            waited=lambda: ahead.waited,
+        )  # fmt: skip
+        log.open_writers(dataclasses.asdict(config))
+        log.say(f"{folder}: {trainer.summary()}")
+        previews = config.sample_every and trainer.can_decode(log)
+        batches = sound(chain([first], ahead), log)
+        saver = Saver(
+            folder, ranks, keep_last=config.keep_last, milestone_every=config.milestone_every
         )
+        while state.step < config.max_steps:
+            metrics = trainer.step(batches)
+            done = state.step
+            log.add(**metrics)
+            saver.check()
+            last = done == config.max_steps
+            saves = last or done % config.ckpt_every == 0
+            if saves or done % config.log_every == 0:
+                # Finds what is not finite, before it is saved.
+                log.write(done, reg_weight=trainer.reg_weight(done - 1))
+            if saves:
+                with log.paused():
+                    saver.save(done, trainer.content())
+            if previews and (last or done % config.sample_every == 0):
+                with log.paused():
+                    path = folder / "samples" / f"{done:07d}.png"
+                    trainer.preview(path)
+                    log.picture(done, path)
+        saver.wait()
+        log.close()
+
+
+class Trainer:
+    """The model, its objective, the optimizer and the EMA of one run, and the step that moves them.
+
+    Call `step` with an iterator of batches that are on the device. Nothing in it waits for the
+    device: what it returns are tensors that are still being computed.
+    """
+
+    def __init__(
+        self, config: TrainConfig, domain: domains.Domain, transport: Transport, model: SiT,
+        regulariser: Regulariser | None, ranks: Ranks,
+    ) -> None:  # fmt: skip
+        self.config, self.domain, self.ranks = config, domain, ranks
+        self.codec = domain.codec.to(ranks.device)
+        self.transport, self.model, self.regulariser = transport, model, regulariser
+        self.arithmetic = Arithmetic(config.precision, ranks.device, config.attention)
+        heads = model.config["num_heads"]
+        self.attention = self.arithmetic.attention(
+            model.num_tokens, heads, model.config["hidden_size"] // heads
+        )
+
+        training_step = TrainingStep(model, transport, regulariser).to(ranks.device)
+        ema = EMA(model, config.ema_decay)
+        if config.compile == "on":
+            model.compile_blocks()
+            training_step.compile_losses()
+        if config.shard:
+            parallel.shard(training_step, model.blocks, ranks, train=True)
+            parallel.shard(ema.model, ema.model.blocks, ranks, train=False)
+            self.training_step = training_step
+        else:
+            self.training_step = parallel.replicate(training_step, ranks, self.example_loss)
+        self.state = TrainState(
+            model, ema, regulariser or nn.Identity(),
+            lr=config.lr, weight_decay=config.weight_decay, clip=config.clip_grad_norm,
+        )  # fmt: skip
+
+    def step(self, batches: Iterator[domains.Batch]) -> dict[str, Tensor]:
+        """One step of the optimizer over `grad_accum` micro-batches of this rank.
+
+        Returns:
+            0-dim tensors, means over the micro-batches: loss, velocity, reg; grad_norm, before
+            clipping.
+        """
+        config, ranks, step = self.config, self.ranks, self.state.step
+        weight = torch.full((), self.reg_weight(step), device=ranks.device)
+        of_batch = draws_of_step(
+            config, self.domain.shape, step, ranks.device, posterior=self.codec.uses_noise
+        )
+        parts = []
         for micro, batch in enumerate(islice(batches, config.grad_accum)):
-            batch = batch.checked()
-            here = positions(
+            draws = of_batch.at(positions(
                 config.global_batch_size, rank=ranks.rank, ranks=ranks.size,
                 micro=micro, micro_batches=config.grad_accum,
-            )  # fmt: skip
-            raw, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (batch.raw, batch.y))
-            draws = of_batch.at(here)
-            x = codec.to_input(codec.encode(raw), draws.posterior)
-            cond = model.drop({"y": y}, draws.dropped)
-            t = transport.times(draws.time)
-            with gradient_sync(training_step, last=micro == config.grad_accum - 1):
-                with autocast:
-                    losses = training_step(x, draws.noise, t, cond, weight)
+            ))  # fmt: skip
+            x = self.codec.to_input(self.codec.encode(batch.raw), draws.posterior)
+            cond = self.model.drop({"y": batch.y}, draws.dropped)
+            t = self.transport.times(draws.time)
+            last = micro == config.grad_accum - 1
+            with parallel.gradient_sync(self.training_step, last=last):
+                with self.arithmetic:
+                    losses = self.training_step(x, draws.noise, t, cond, weight)
                 (losses.total / config.grad_accum).backward()
-            log.add(loss=losses.total, velocity=losses.velocity, reg=losses.reg)
-            log.problems(batch.problems)
-        log.add(grad_norm=state.update())
+            parts.append(torch.stack(losses).detach())
+        loss, velocity, reg = torch.stack(parts).mean(0)
+        metrics = dict(loss=loss, velocity=velocity, reg=reg)
+        if self.reports(step + 1):  # reading all gradients once more is 1 % of a step on 8 GPUs
+            metrics["grad_norm"] = self.state.grad_norm()
+        self.state.update()
+        return metrics
 
-        done = step + 1
-        last = done == config.max_steps
-        saves = last or done % config.ckpt_every == 0
-        if saves or done % config.log_every == 0:
-            log.write(done, reg_weight=reg_weight)  # finds what is not finite, before it is saved
-        if saves:
-            with log.paused():
-                if ranks.is_main:
-                    state.save(folder, config)
-        if config.sample_every and (last or done % config.sample_every == 0):
-            with log.paused(), autocast:
-                path = folder / "samples" / f"{done:07d}.png"
-                if ranks.is_main:
-                    preview(path, state.ema.model, transport, domain, config, ranks.device)
-                    log.picture(done, path)
-    log.close()
+    def example_loss(self, module: nn.Module) -> Tensor:
+        """The loss of a micro-batch of zeros."""
+        config, device = self.config, self.ranks.device
+        size = config.global_batch_size // (self.ranks.size * config.grad_accum)
+        x, zeros = (torch.zeros(size, *axes, device=device) for axes in (self.domain.shape, ()))
+        with self.arithmetic:
+            return module(x, x, zeros, {"y": zeros.long()}, zeros[0]).total
+
+    def reg_weight(self, step: int) -> float:
+        return self.regulariser.weight(step) if self.regulariser else 0.0
+
+    def reports(self, step: int) -> bool:
+        """Whether a log line is written after this many steps."""
+        return step % self.config.log_every == 0 or step == self.config.max_steps
+
+    def resume(self, origin: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: naming the first tensor that does not fit.
+        """
+        for module, weights in ((self.model, origin.model), (self.state.ema.model, origin.ema)):
+            if weights:
+                check_state(module, weights)
+        self.state.resume(origin)
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint of this run stores."""
+        args = {"args": dataclasses.asdict(self.config), "architecture": self.model.config}
+        return self.state.content() | args
+
+    def can_decode(self, log: Log) -> bool:
+        """Whether pictures can be made; found out before the run, not at its first preview."""
+        x = torch.zeros(1, *self.domain.shape, device=self.ranks.device)
+        try:
+            self.codec.decode(x)
+        except InputError as error:
+            log.say(f"no previews: {error}")
+            return False
+        return True
+
+    @torch.no_grad()
+    def preview(self, path: Path) -> None:
+        """A sheet of EMA samples, the same seeds and classes every time."""
+        if not (self.ranks.is_main or self.config.shard):  # a sharded network needs all ranks
+            return
+        config, domain, device = self.config, self.domain, self.ranks.device
+        count, classes = 16, max(domain.num_classes, 1)
+        streams = SampleStreams(range(count), config.global_seed, device)
+        y = torch.arange(count, device=device) * classes // count
+        guidance = Guidance(config.cfg_scale, self.model.null, domain.guided_channels)
+        sample = Sampler(self.transport).sample_ode(
+            sampling_method="heun2", num_steps=25, guidance=guidance
+        )
+        z, _ = streams.start(domain.shape, domain.num_classes)
+        with self.arithmetic:
+            x = sample(z, self.state.ema.model, y=y)[-1]
+        if self.ranks.is_main:
+            domain.save_grid(self.codec.decode(x), path)
+
+    def summary(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return (
+            f"{self.config.model}, {parameters:,} parameters, "
+            f"{self.regulariser or 'no regulariser'}, {self.config.precision}, "
+            f"attention by {self.attention}{', compiled' if self.config.compile == 'on' else ''}"
+        )
 
 
 def build(
@@ -130,6 +265,7 @@ def build(
         num_classes=domain.num_classes,
         vae=domain.vae,
         precision=config.precision or default_precision(device),
+        compile=compiles(config.compile, device),
     )
     config, regulariser = REGULARISERS[config.loss_type](config, network["depth"])
     transport = create_transport(
@@ -230,81 +366,6 @@ def draws_of_step(
     )
 
 
-class TrainState:
-    """All that a checkpoint must hold to go on exactly."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        model: SiT,
-        regulariser: Regulariser | None,
-        device: torch.device,
-    ) -> None:
-        self.clip = config.clip_grad_norm or float("inf")
-        self.model = model.to(device)
-        self.regulariser = (regulariser or nn.Identity()).to(device)
-        self.ema = EMA(model, config.ema_decay)
-        self.parameters = [*model.parameters(), *self.regulariser.parameters()]
-        self.opt = torch.optim.AdamW(
-            self.parameters, lr=config.lr, weight_decay=config.weight_decay
-        )
-        self.step = 0
-
-    def update(self) -> Tensor:
-        """Clip, optimizer, EMA; returns the norm of the gradient before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.opt.step()
-        self.opt.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
-        self.step += 1
-        return norm
-
-    def load(self, origin: Checkpoint, resumes: bool) -> None:
-        """Go on from a checkpoint, or start a fine-tuning from its EMA weights.
-
-        Raises:
-            ValueError: naming the first tensor that does not fit.
-        """
-        if not resumes:
-            weights = adapt(origin.ema, self.model, reversed_time=origin.reversed_time)
-            self.model.load_state_dict(weights)
-            self.ema.model.load_state_dict(weights)
-            return
-        if origin.reversed_time:
-            raise ValueError("a file of REPA cannot be resumed as a SiT: use --fine-tune")
-        if not origin.opt or not origin.model or origin.step is None:
-            raise ValueError(
-                "there is no optimizer state or step, so it cannot be resumed: "
-                "use --fine-tune to start from its EMA weights"
-            )
-        for module, weights in ((self.model, origin.model), (self.ema.model, origin.ema)):
-            check_state(module, weights)
-            module.load_state_dict(weights)
-        self.regulariser.load_state_dict(origin.regulariser)
-        flags = {name: self.opt.param_groups[0][name] for name in ("lr", "weight_decay")}
-        try:
-            self.opt.load_state_dict(origin.opt)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError("its optimizer state is not that of this model") from error
-        for group in self.opt.param_groups:  # --resume-anyway may have changed them
-            group.update(flags)
-        self.step = origin.step
-
-    def save(self, folder: Path, config: TrainConfig) -> None:
-        path = folder / "checkpoints" / f"{self.step:07d}.pt"
-        content = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.model.state_dict(),
-            "opt": self.opt.state_dict(),
-            "args": dataclasses.asdict(config),
-            "train_steps": self.step,
-            "architecture": self.model.config,
-            "regulariser": self.regulariser.state_dict(),
-        }
-        checkpoint.save(path, content)
-        checkpoint.prune(folder, config.keep_last, config.milestone_every)
-
-
 def with_length(config: TrainConfig, images: int, ranks: int) -> TrainConfig:
     """The flags with `max_steps` decided.
 
@@ -325,62 +386,28 @@ def with_length(config: TrainConfig, images: int, ranks: int) -> TrainConfig:
     return dataclasses.replace(config, max_steps=steps)
 
 
-def loader(config: TrainConfig, domain, images, ranks, *, start: int) -> DataLoader:
+def loader(config: TrainConfig, images: domains.DataSet, ranks: Ranks, *, start: int) -> DataLoader:
     order = GlobalBatches(
         len(images), config.global_batch_size, seed=config.global_seed, start=start,
         stop=config.max_steps, rank=ranks.rank, ranks=ranks.size, micro_batches=config.grad_accum,
     )  # fmt: skip
-    return DataLoader(
-        images, batch_sampler=order, collate_fn=domain.collate, num_workers=config.num_workers,
-        pin_memory=ranks.device.type == "cuda",
-    )  # fmt: skip
+    # Latents are gathered from memory maps in the prefetching thread: processes would only copy.
+    workers = config.num_workers if images.decodes else 0
+    return DataLoader(images, batch_sampler=order, collate_fn=domains.as_read, num_workers=workers)
 
 
-def wrap(training_step: TrainingStep, shape: tuple[int, ...], ranks) -> nn.Module:
-    """Model and regulariser in one DDP module, so that projectors' gradients are averaged too."""
-    if ranks.size == 1:
-        return training_step
-    device = ranks.device
-    with warnings.catch_warnings():
-        # torch 2.13 renamed broadcast_buffers; older ones know only this name.
-        warnings.simplefilter("ignore", FutureWarning)
-        ddp = DistributedDataParallel(
-            training_step, device_ids=[device.index] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True, broadcast_buffers=False,
-        )  # fmt: skip
-    # DDP regroups its buckets after the first backward pass, which changes the order of its sums.
-    # Two throw-away passes settle that, so that a resumed run adds up as an uninterrupted one.
-    zeros, one = torch.zeros(1, *shape, device=device), torch.zeros(1, device=device)
-    for _ in range(2):
-        ddp(zeros, zeros, one, {"y": one.long()}, one.sum()).total.backward()
-    ddp.zero_grad(set_to_none=True)
-    return ddp
+def to_device(batch: domains.Batch, device: torch.device) -> domains.Batch:
+    """What the network sees goes to the device, from page-locked memory so that nothing waits."""
+    pinned = device.type == "cuda"
+    raw, y = ((t.pin_memory() if pinned else t).to(device, non_blocking=True) for t in batch[:2])
+    return batch._replace(raw=raw, y=y)
 
 
-def gradient_sync(module: nn.Module, *, last: bool) -> contextlib.AbstractContextManager:
-    """Gradients are averaged over ranks in the last micro-batch only."""
-    return contextlib.nullcontext() if last or not hasattr(module, "no_sync") else module.no_sync()
-
-
-@torch.no_grad()
-def preview(
-    path: Path, model: SiT, transport: Transport, domain, config: TrainConfig, device: torch.device
-) -> None:
-    """A sheet of EMA samples, the same seeds and classes every time."""
-    count = 16
-    streams = SampleStreams(range(count), config.global_seed, device)
-    classes = max(domain.num_classes, 1)
-    y = torch.arange(count, device=device) * classes // count
-    guidance = Guidance(config.cfg_scale, model.null, domain.guided_channels)
-    sample = Sampler(transport).sample_ode(sampling_method="heun2", num_steps=25, guidance=guidance)
-    z, _ = streams.start(domain.shape, domain.num_classes)
-    x = sample(z, model, y=y)[-1]
-    domain.save_grid(domain.codec.decode(x), path)
-
-
-def model_line(config: TrainConfig, model: SiT, regulariser: Regulariser | None) -> str:
-    parameters = sum(p.numel() for p in model.parameters())
-    return f"{config.model}, {parameters:,} parameters, {regulariser or 'no regulariser'}"
+def sound(batches: Iterable[domains.Batch], log: Log) -> Iterator[domains.Batch]:
+    """The batches, what is wrong in them said or raised."""
+    for batch in batches:
+        log.problems(batch.problems)
+        yield batch.checked()
 
 
 def plan(config: TrainConfig, model: SiT) -> str:
@@ -393,11 +420,45 @@ def plan(config: TrainConfig, model: SiT) -> str:
         [
             *flags,
             f"parameters                 {parameters:,}",
-            f"memory per process         {states:.2f} GiB for weights, gradients, AdamW and EMA, "
-            "before activations",
+            f"arithmetic                 {train_flops(model) / 1e9:.2f} GFLOP per image",
+            f"memory                     {states:.2f} GiB for weights, gradients, AdamW and EMA, "
+            "before activations; of one process, or of all with --shard",
             f"checkpoint                 {file:.2f} GiB each",
         ]
     )
+
+
+def print_plan(trainer: Trainer, batches: Iterator[domains.Batch]) -> None:
+    """What --plan prints: --dry-run's, and the cost of the run at the rate of its first steps."""
+    config, ranks = trainer.config, trainer.ranks
+    device, steps = ranks.device, config.max_steps
+    begin, timed = time.perf_counter(), 0
+    for done in range(1, min(steps, 13) + 1):
+        trainer.step(batches)["loss"].item()
+        if done == min(3, steps - 1):  # the first steps compile and allocate
+            begin, timed = time.perf_counter(), done
+    seconds = (time.perf_counter() - begin) / (done - timed)
+    file = 16 * sum(p.numel() for p in trainer.model.parameters()) / 2**30
+    kept = steps // config.ckpt_every + bool(steps % config.ckpt_every)
+    if config.keep_last:
+        kept = min(kept, config.keep_last + steps // config.milestone_every)
+    hours, unit = steps * seconds * ranks.size / 3600, "GPU" if device.type == "cuda" else "process"
+    rate, total = config.global_batch_size / seconds, steps * seconds
+    lines = [
+        plan(config, trainer.model),
+        f"checkpoints                {kept} kept at most: {kept * file:.1f} GiB of disk",
+        f"rate                       {rate:.1f} images/s, {1 / seconds:.2f} steps/s on "
+        f"{ranks.size} {unit}; attention by {trainer.attention}; "
+        f"mean of steps {timed + 1} to {done}",
+        f"run                        {steps} steps: {clock(total)}, {hours:.1f} {unit} hours",
+    ]
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**30
+        lines.append(f"peak memory                {peak:.2f} GiB per GPU, measured")
+        if at_best := peak_flops(device):
+            share = rate * train_flops(trainer.model) / (at_best * ranks.size)
+            lines.append(f"MFU                        {share:.1%} of the bf16 peak")
+    ranks.from_main(lambda: print("\n".join(lines)))
 
 
 if __name__ == "__main__":

@@ -2,26 +2,36 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
 
-from . import sources
+from . import foreign, latents, sources, store
 from .codecs import PIXELS
-from .images import Batch, Domain, Draw, ImageSet, Item
+from .domain import Batch, DataSet, Domain, as_read
+from .images import ImageDomain
+from .latents import LatentDomain, LatentSource
+from .order import Draws
 from .sources import NoHeldOut
 
-__all__ = ["DATASETS", "Batch", "Domain", "Draw", "ImageSet", "Item", "NoHeldOut", "Row", "build"]
+__all__ = [
+    "DATASETS", "Batch", "DataSet", "Domain", "Draws", "NoHeldOut", "Row", "as_read", "build",
+]  # fmt: skip
+
+
+Opener = Callable[[str | None, int | None], LatentSource]  # of --data-path and --image-size
 
 
 @dataclass(frozen=True)
 class Row:
     """A data set: how it is opened, and the flags that it sets unless the user does."""
 
-    source: Callable[[sources.Where], sources.Source]
-    defaults: dict[str, Any]  # flag -> value; None: known once the data are open
+    source: Callable[[sources.Where], sources.Source] = sources.no_images
+    defaults: dict[str, Any] = field(default_factory=dict)  # None: known once the data are open
     fixed: dict[str, Any] = field(default_factory=dict)  # what no flag can change
     takes_data_path: bool = True
+    latents: Opener | None = None  # of data sets that are latents, whatever --data-path is
 
 
 def default_flags(
@@ -50,7 +60,20 @@ DATASETS = {
     "imagenet-1k": Row(
         sources.imagenet, default_flags(256, 1000, "ema", hflip=True), dict(channels=3)
     ),
+    # --data-path STORE, a folder of encode.py or REPA. Without it there are no data, but a model
+    # that was trained on them can be sampled: its checkpoint has size, classes and VAE.
+    "latents": Row(defaults=default_flags(256, None, "ema", hflip=True), fixed=dict(channels=3)),
+    # --data-path FOLDER of LightningDiT's safetensors; needed for sampling too
+    "lightningdit": Row(latents=foreign.LightningDiTShards),
+    # random moments of Stable Diffusion's shape in memory: benchmarks, cluster tests
+    "synthetic": Row(latents=latents.Synthetic, takes_data_path=False),
 }
+# Folders of latents that are recognized under any name of a data set that takes --data-path.
+STORES: tuple[tuple[Callable[[Path], bool], Opener], ...] = (
+    (store.is_store, store.MomentStore),
+    (foreign.is_repa, foreign.RepaFolder),
+    (foreign.is_lightningdit, foreign.unnamed_lightningdit),
+)
 # Any image data set of the hub, or a folder written by datasets.save_to_disk.
 HUB = Row(sources.HubSource, default_flags(256, None, "ema", hflip=True), dict(channels=3))
 
@@ -78,17 +101,22 @@ def build(
 ) -> Domain:
     """The domain of a data set; None stands for the data set's default.
 
-    Opens neither data nor VAE weights: they open, and may be refused, when first asked for.
+    Opens neither images nor VAE weights: they open, and may be refused, when first asked for. A
+    folder of latents is read as far as it says what is in it, and a --vae that is not the one it
+    names is compared with it.
 
     Raises:
         InputError: unknown name, or flags that do not fit the data set.
     """
     row = find(dataset_name)
-    given = dict(image_size=image_size, num_classes=num_classes, vae=vae)
-    resolved = row.defaults | {flag: value for flag, value in given.items() if value is not None}
     if data_path and not row.takes_data_path:
         raise InputError(f"--dataset_name {dataset_name} needs no data: leave out --data-path")
-    return Domain.create(
+    given = dict(image_size=image_size, num_classes=num_classes, vae=vae)
+    if opener := row.latents or stored_latents(data_path):
+        stored = opener(data_path, image_size)
+        return LatentDomain.create(dataset_name, stored, **given, cache_dir=cache_dir)
+    resolved = row.defaults | {flag: value for flag, value in given.items() if value is not None}
+    return ImageDomain.create(
         dataset_name,
         row.source,
         **resolved,
@@ -97,3 +125,11 @@ def build(
         cache_dir=cache_dir,
         skip_corrupt=skip_corrupt,
     )
+
+
+def stored_latents(data_path: str | None) -> Opener | None:
+    """How to open a folder of latents; None: it is none."""
+    if data_path is None:
+        return None
+    folder = Path(data_path)
+    return next((opener for recognizes, opener in STORES if recognizes(folder)), None)

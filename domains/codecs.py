@@ -122,15 +122,17 @@ class VAECodec:
         return torch.cat(parts)
 
     def to_input(self, stored: Tensor, noise: Tensor) -> Tensor:
-        mean, std = stored.float().chunk(2, dim=1)
-        return (mean + std * noise - self.shift) * self.scale
+        return (posterior_draw(stored, noise) - self.shift) * self.scale
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.pictures(x.float() / self.scale + self.shift)
 
     @torch.no_grad()
-    def decode(self, x: Tensor) -> Tensor:
-        latents = x.to(self.vae.device, torch.float32) / self.scale + self.shift
+    def pictures(self, latents: Tensor) -> Tensor:
+        """The VAE's own latents (B, C, h, w), without scale and shift -> uint8 (B, 3, H, W)."""
         with self.full_precision():
-            parts = [to_uint8(self.vae.decode(z).sample) for z in latents.split(self.chunk)]
-        return torch.cat(parts)
+            parts = latents.to(self.vae.device, torch.float32).split(self.chunk)
+            return torch.cat([to_uint8(self.vae.decode(z).sample) for z in parts])
 
     def to(self, device: torch.device | str) -> "VAECodec":
         self.vae.to(device)
@@ -139,6 +141,12 @@ class VAECodec:
     def full_precision(self) -> torch.autocast:
         """The VAE stays in float32 under the training loop's bf16 autocast."""
         return torch.autocast(self.vae.device.type, enabled=False)
+
+
+def posterior_draw(moments: Tensor, noise: Tensor) -> Tensor:
+    """Mean beside std (B, 2C, h, w) and standard normal noise (B, C, h, w) -> float32 latents."""
+    mean, std = moments.float().chunk(2, dim=1)
+    return mean + std * noise
 
 
 def latent_shape(name: str, image_size: int, cache_dir: str | None = None) -> tuple[int, ...]:
@@ -171,6 +179,11 @@ def fingerprint(state: dict[str, Tensor]) -> str:
 
 def hub_id(name: str) -> str:
     return VAES[name][0] if name in VAES else name
+
+
+def short_name(name: str) -> str:
+    """The inverse of `hub_id`: "ema" and "mse" by the names that --vae knows without a look-up."""
+    return next((short for short in VAES if hub_id(short) == name), name)
 
 
 def is_path(name: str) -> bool:

@@ -1,33 +1,22 @@
-"""Images: data sets, augmentation, batches, codec and picture sheets."""
+"""Images: data sets, augmentation, and the domain of pictures from any source."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from runtime.errors import InputError, LocalError
-from runtime.files import atomic_write
-from runtime.random import seed_of
+from runtime.errors import InputError
 
 from .codecs import PIXELS, Codec, PixelCodec, VAECodec, latent_shape
 from .decoding import Unreadable
+from .domain import Batch, Domain, check_class_count
+from .order import Draws
 from .sources import Source, Where
 
 MAX_FAILURES = 1000  # unreadable images in a row before --skip-corrupt gives up
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Which image, and the seed of its augmentation: a function of (seed, step, position)."""
-
-    index: int
-    seed: int
 
 
 class Item(NamedTuple):
@@ -41,23 +30,10 @@ class Item(NamedTuple):
     error: str | None = None
 
 
-class Batch(NamedTuple):
-    """What the loop sees; call `checked()` in the main process before using it."""
-
-    raw: Tensor  # uint8 (B, C, H, W)
-    y: Tensor  # int64 (B,), zeros where unconditional
-    index: Tensor  # int64 (B,), the image's number in its data set
-    problems: list[str]  # a sentence per corrupt image that another one replaced
-    error: str | None = None
-
-    def checked(self) -> "Batch":
-        if self.error is not None:
-            raise LocalError(self.error)
-        return self
-
-
 class ImageSet(torch.utils.data.Dataset):
-    """Map-style: a Draw in, an Item out; never raises for what is in the data."""
+    """Images read one by one; never raises for what is in the data."""
+
+    decodes = True
 
     def __init__(
         self, source: Source, *, num_classes: int, hflip: bool = False, skip_corrupt: bool = False
@@ -68,10 +44,15 @@ class ImageSet(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: Draw) -> Item:
+    def __getitems__(self, draws: Draws) -> Batch:
+        pairs = zip(draws.index.tolist(), draws.flipped.tolist(), strict=True)
+        return collate([self.read(index, flipped) for index, flipped in pairs])
+
+    def read(self, wanted: int, flipped: bool) -> Item:
+        """Image `wanted`, or with --skip-corrupt the next one that can be read."""
         problems: list[str] = []
         for offset in range(min(len(self), MAX_FAILURES)):
-            index = (draw.index + offset) % len(self)
+            index = (wanted + offset) % len(self)
             try:
                 raw, label = self.source.read(index)
             except Unreadable as error:
@@ -85,11 +66,11 @@ class ImageSet(torch.utils.data.Dataset):
                     f"{self.source.place(index)} has class id {label}, but --num-classes "
                     f"{self.num_classes} allows 0 to {self.num_classes - 1}",
                 )
-            if self.hflip and seed_of("hflip", draw.seed) & 1:
+            if self.hflip and flipped:
                 raw = raw[:, :, ::-1]
             return Item(raw, label if self.num_classes else 0, index, tuple(problems))
         return failure(
-            draw.index, f"{len(problems)} images in a row cannot be read, the first: {problems[0]}"
+            wanted, f"{len(problems)} images in a row cannot be read, the first: {problems[0]}"
         )
 
 
@@ -102,8 +83,7 @@ def collate(items: Sequence[Item]) -> Batch:
     problems = [sentence for item in items for sentence in item.problems]
     error = next((item.error for item in items if item.error is not None), None)
     if error is not None:
-        nothing = torch.empty(0, dtype=torch.int64)
-        return Batch(torch.empty(0, dtype=torch.uint8), nothing, nothing, problems, error)
+        return Batch.failed(error, problems)
     raw = torch.from_numpy(np.stack([item.raw for item in items]))
     y = torch.tensor([item.label for item in items], dtype=torch.int64)
     index = torch.tensor([item.index for item in items], dtype=torch.int64)
@@ -111,24 +91,15 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 @dataclass(frozen=True)
-class Domain:
-    """Images of one size with their codec; the data and the VAE are opened when first asked for.
+class ImageDomain(Domain):
+    """Pictures of one size, encoded in the loop where there is a VAE."""
 
-    So sampling needs no data, and --dry-run neither data nor VAE weights.
-    """
-
-    name: str
     source: Callable[[Where], Source]
-    raw_shape: tuple[int, int, int]  # an image, uint8 (C, H, W)
-    shape: tuple[int, ...]  # the model's input (C, h, w)
-    vae: str
     hflip: bool
     asked_classes: int | None = None  # None: as many as the data have
     data_path: str | None = None
     cache_dir: str | None = None
     skip_corrupt: bool = False
-
-    collate = staticmethod(collate)
 
     @classmethod
     def create(
@@ -143,7 +114,7 @@ class Domain:
         only_size: int | None = None,
         class_names: tuple[str, ...] | None = None,
         **rest,
-    ) -> "Domain":
+    ) -> "ImageDomain":
         """A domain from resolved flags.
 
         Args:
@@ -166,12 +137,11 @@ class Domain:
         if vae != PIXELS:
             shape = latent_shape(vae, image_size, rest.get("cache_dir"))
         if class_names:
-            check_class_count(name, class_names, num_classes)
-        return cls(name, source, raw_shape, shape, vae, asked_classes=num_classes, **rest)
+            check_class_count(name, len(class_names), num_classes)
+        return cls(name, raw_shape, shape, vae, source, asked_classes=num_classes, **rest)
 
     @property
     def num_classes(self) -> int:
-        """Classes the model is conditioned on; 0: unconditional. Opens the data if it must."""
         if self.asked_classes is not None:
             return self.asked_classes
         names = self.train_source.class_names
@@ -180,11 +150,6 @@ class Domain:
                 f"{self.name} does not say how many classes it has: give --num-classes"
             )
         return len(names)
-
-    @property
-    def guided_channels(self) -> int | None:
-        """The channels guided by default: 3 of a Stable Diffusion latent's 4, else None: all."""
-        return 3 if self.vae != PIXELS and self.shape[0] == 4 else None
 
     @cached_property
     def codec(self) -> Codec:
@@ -196,7 +161,7 @@ class Domain:
     def train_source(self) -> Source:
         source = self.source(self.where(held_out=False))
         if source.class_names:
-            check_class_count(self.name, source.class_names, self.asked_classes)
+            check_class_count(self.name, len(source.class_names), self.asked_classes)
         return source
 
     def where(self, *, held_out: bool) -> Where:
@@ -206,39 +171,11 @@ class Domain:
         )  # fmt: skip
 
     def train_set(self, *, augment: bool = True) -> ImageSet:
-        """The images to train on, flipped by the Draw's seed if the domain flips and `augment`."""
         return self.image_set(self.train_source, hflip=self.hflip and augment)
 
     def held_out_set(self) -> ImageSet:
-        """Real images that training never sees, unflipped; InputError where there are none."""
         return self.image_set(self.source(self.where(held_out=True)), hflip=False)
 
     def image_set(self, source: Source, *, hflip: bool) -> ImageSet:
         skip = self.skip_corrupt
         return ImageSet(source, num_classes=self.num_classes, hflip=hflip, skip_corrupt=skip)
-
-    def save_grid(self, raw: Tensor, path: str | Path, columns: int | None = None) -> None:
-        """uint8 (B, C, H, W) -> a PNG sheet, row by row; tiny images are enlarged, unblurred."""
-        from PIL import Image
-
-        count, channels, height, width = raw.shape
-        columns = columns or math.ceil(math.sqrt(count))
-        rows = math.ceil(count / columns)
-        times, gap = max(1, 64 // max(height, width)), 2
-        tile_height, tile_width = height * times + gap, width * times + gap
-        sheet = np.full((rows * tile_height + gap, columns * tile_width + gap, 3), 255, np.uint8)
-        tiles = raw.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-        for number, tile in enumerate(tiles.repeat(times, axis=1).repeat(times, axis=2)):
-            top = gap + number // columns * tile_height
-            left = gap + number % columns * tile_width
-            sheet[top : top + height * times, left : left + width * times] = tile
-        with atomic_write(path) as file:
-            Image.fromarray(sheet).save(file, format="PNG")
-
-
-def check_class_count(name: str, class_names: Sequence[str], num_classes: int | None) -> None:
-    if num_classes and num_classes < len(class_names):
-        raise InputError(
-            f"{name} has {len(class_names)} classes, but --num-classes is {num_classes}: "
-            f"give {len(class_names)} or more, or 0 to train without classes"
-        )

@@ -1,18 +1,36 @@
-"""Which image is where: the data order as a function of (seed, step, position), for any ranks."""
+"""Which sample is where: the data order as a function of (seed, step, position), for any ranks."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from runtime.random import generator, seed_of
+from runtime.random import generator
 
-from .images import Draw
+
+class Draws(NamedTuple):
+    """A micro-batch before it is read: which samples, and a seed for the augmentation of each."""
+
+    index: np.ndarray  # int64 (B,), the sample's number in its data set
+    seed: np.ndarray  # int64 (B,), not negative
+
+    @classmethod
+    def plain(cls, index) -> "Draws":
+        """The samples of some numbers, unflipped."""
+        index = np.asarray(index, dtype=np.int64)
+        return cls(index, np.zeros_like(index))
+
+    @property
+    def flipped(self) -> np.ndarray:
+        """bool (B,): which are mirrored, where the data set mirrors at all."""
+        return self.seed & 1 == 1
 
 
 class GlobalBatches:
-    """A batch sampler: this rank's micro-batches of `Draw`s, from step `start` to `stop`.
+    """A batch sampler: `Draws` of this rank's micro-batches, from step `start` to `stop`.
 
-    Position p of the global batch of a step is the same image with the same augmentation whatever
+    Position p of the global batch of a step is the same sample with the same augmentation whatever
     the number of ranks or micro-batches; rank r takes the positions of `positions(rank=r, ...)`.
     Every epoch is a new permutation whose incomplete last batch is left out.
     """
@@ -28,27 +46,26 @@ class GlobalBatches:
             positions(batch, rank=rank, ranks=ranks, micro=micro, micro_batches=micro_batches)
             for micro in range(micro_batches)
         ]
-        self.epoch, self.order = -1, torch.empty(0)
+        self.epoch, self.order = -1, np.empty(0)
 
     def __len__(self) -> int:
         return (self.stop - self.start) * len(self.slices)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[Draws]:
         for step in range(self.start, self.stop):
-            indices = self.indices(step)
+            draws = self.global_batch(step)
             for part in self.slices:
-                yield [
-                    Draw(indices[position], seed_of(self.seed, "augment", step, position))
-                    for position in range(part.start, part.stop)
-                ]
+                yield Draws(draws.index[part], draws.seed[part])
 
-    def indices(self, step: int) -> list[int]:
-        """The image of every position of a step's global batch."""
+    def global_batch(self, step: int) -> Draws:
+        """What every position of a step's global batch is, over all ranks."""
         epoch, batch = divmod(step, self.size // self.batch)
         if epoch != self.epoch:
             shuffle = generator("cpu", self.seed, "order", epoch)
-            self.epoch, self.order = epoch, torch.randperm(self.size, generator=shuffle)
-        return self.order[batch * self.batch : (batch + 1) * self.batch].tolist()
+            self.epoch, self.order = epoch, torch.randperm(self.size, generator=shuffle).numpy()
+        augment = generator("cpu", self.seed, "augment", step)
+        seeds = torch.randint(2**63 - 1, (self.batch,), generator=augment).numpy()
+        return Draws(self.order[batch * self.batch : (batch + 1) * self.batch], seeds)
 
 
 def positions(

@@ -316,3 +316,12 @@ def folder(where: Where) -> FolderSource:
     if where.held_out:
         raise NoHeldOut(f"--dataset_name {where.dataset_name}: a folder has no held-out images")
     return FolderSource(where)
+
+
+def no_images(where: Where) -> Source:
+    """For --dataset_name latents: a folder of latents would have been recognized."""
+    found = where.data_path or "FOLDER"
+    raise InputError(
+        f"--dataset_name {where.dataset_name} --data-path {found}: give the folder that encode.py "
+        "or REPA's preprocessing wrote"
+    )

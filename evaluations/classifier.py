@@ -16,7 +16,7 @@ import tyro
 from torch import Tensor, nn
 
 import domains
-from domains import Draw
+from domains import Draws
 from domains.codecs import PIXELS, fingerprint, to_float
 from runtime.entry import run, speaks
 from runtime.errors import InputError
@@ -148,7 +148,7 @@ class Images(NamedTuple):
     y: Tensor  # int64 (N,)
 
 
-def images_of(domain: domains.Domain, image_set: domains.ImageSet) -> Images:
+def images_of(domain: domains.Domain, image_set: domains.DataSet) -> Images:
     """All images of a set, without augmentation.
 
     Raises:
@@ -162,7 +162,7 @@ def images_of(domain: domains.Domain, image_set: domains.ImageSet) -> Images:
         )
     numbers = range(len(image_set))
     batches = [
-        domain.collate([image_set[Draw(i, seed=0)] for i in numbers[first : first + 1000]])
+        image_set.__getitems__(Draws.plain(numbers[first : first + 1000]))
         for first in numbers[::1000]
     ]
     raw, y = zip(*(batch.checked()[:2] for batch in batches), strict=True)

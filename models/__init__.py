@@ -1,6 +1,7 @@
 """Networks: x_t, t, condition -> Output(pred, blocks). `from models import SiT_models`."""
 
 from .checkpoints import adapt, architecture_of, check_state, load
+from .flops import train_flops
 from .sit import SIZES, Output, SiT, SiT_models, architecture
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "architecture_of",
     "check_state",
     "load",
+    "train_flops",
 ]

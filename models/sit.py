@@ -179,6 +179,10 @@ class SiT(nn.Module):
         return len(self.blocks)
 
     @property
+    def num_tokens(self) -> int:
+        return torch.Size(self.grid).numel()
+
+    @property
     def patch_volume(self) -> int:
         return torch.Size(self.patch).numel()
 
@@ -200,6 +204,17 @@ class SiT(nn.Module):
         for linear in (self.final_layer.adaLN_modulation[-1], self.final_layer.linear):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
+
+    def compile_blocks(self, **options: Any) -> None:
+        """torch.compile the blocks and the final layer one by one, in place.
+
+        The blocks share one graph, so it takes as long for XL as for S, and features and gradients
+        are there between them. Copy the model before, not after: a copy of a compiled block
+        computes with the original's weights. `options` go to torch.compile.
+        """
+        for part in (*self.blocks, self.final_layer):
+            # Its forward alone: the hooks of FSDP and of `record_blocks` stay outside.
+            part.forward = torch.compile(part.forward, fullgraph=True, **options)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, N, prod(patch) * C) -> (B, C, *axes)."""

@@ -72,6 +72,9 @@ class TrainConfig(TransportFlags):
     ema_decay: float = 0.9999  # of the weights that are sampled; short runs want less
     class_dropout_prob: float = 0.1  # share of labels replaced by the null, for guidance
     precision: Literal["fp32", "tf32", "bf16"] | None = None  # None: tf32 on GPU, fp32 on CPU
+    compile: Literal["auto", "on", "off"] = "auto"  # block by block; auto: on CUDA only
+    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"  # its kernel
+    shard: bool = False  # FSDP2: gradients, optimizer and EMA spread over the ranks
     global_seed: int = 0  # of the initial weights, the data order and every random number
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
 
@@ -93,15 +96,39 @@ class TrainConfig(TransportFlags):
     ckpt: str | None = None  # resume this file or run folder; with --fine-tune: start from it
     fine_tune: bool = False  # load the EMA weights of --ckpt only; new classes and sizes are fine
     dry_run: bool = False  # print the resolved flags, parameters and memory, and stop
+    plan: bool = False  # run a few steps, print what the whole run would cost, and stop
 
 
 # Flags of TrainConfig that may differ when a run is resumed: where the data lie, how long, on what
 # and how the run is computed and reported; not what is trained.
 MAY_CHANGE = frozenset(
-    "preset data_path cache_dir skip_corrupt num_workers activation_checkpointing epochs max_steps "
-    "device results_dir wandb_run_name wandb tensorboard log_every ckpt_every keep_last "
-    "milestone_every sample_every cfg_scale resume resume_anyway ckpt fine_tune dry_run".split()
+    "preset data_path cache_dir skip_corrupt num_workers activation_checkpointing compile "
+    "attention shard epochs max_steps device results_dir wandb_run_name wandb tensorboard "
+    "log_every ckpt_every keep_last milestone_every sample_every cfg_scale resume resume_anyway "
+    "ckpt fine_tune dry_run plan".split()
 )
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """Encode images to the latents that train.py --data-path reads; run it again to go on.
+
+    torchrun --nproc_per_node=8 encode.py --dataset_name imagenet-1k --out latents/imagenet256
+    """
+
+    dataset_name: str = "imagenet-1k"  # folder, imagenet-1k or a hub id
+    data_path: str | None = None  # folder of the images, where they are local
+    image_size: int | None = None  # pixels; None: the data set's (256 for ImageNet and folders)
+    num_classes: int | None = None  # 0: no classes; None: the data set's
+    vae: str | None = None  # ema, mse, a hub id or a folder; None: the data set's
+    cache_dir: str = "./cache/"  # downloads of data sets and VAEs
+    out: str | None = None  # the folder of the latents
+    batch_size: int = 64  # images per batch and process
+    shard_size: int = 16_384  # images per file; what an interrupted run does again at most
+    num_workers: int = 4  # processes per rank that read images
+    skip_corrupt: bool = False  # replace unreadable images by the next one, and name them
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+    verify: str | None = None  # only compare the files of this folder with their checksums
 
 
 @dataclass(frozen=True)
@@ -208,6 +235,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "atol": (SMALLEST, 1e6), "rtol": (SMALLEST, 1e6),
     "diffusion_norm": (0, 1e6), "last_step_size": (0, 0.99),
     "num_fid_samples": (1, MOST), "per_proc_batch_size": (1, MOST),
+    "batch_size": (1, MOST), "shard_size": (1, MOST),
 }  # fmt: skip
 
 

@@ -11,9 +11,16 @@ class EMA:
 
     Attributes:
         model: the averaged network, in eval mode.
+
+    Raises:
+        ValueError: the model is not in float32. 1 - 0.9999 is below bfloat16's resolution: such an
+            average never moves.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.dtype != torch.float32:
+                raise ValueError(f"EMA of {name} in {parameter.dtype}: keep weights in float32")
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
 

@@ -5,7 +5,7 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from .distributed import Ranks
 from .errors import LocalError
 from .files import atomic_write
+from .hardware import peak_flops
 
 
 class Log:
@@ -25,9 +26,15 @@ class Log:
     host synchronization.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, *, start: int, stop: int, images_per_step: int):
+    def __init__(
+        self, folder: Path, ranks: Ranks, *, start: int, stop: int, images_per_step: int,
+        flops_per_image: float = 0.0, waited: Callable[[], float] = lambda: 0.0,
+    ) -> None:  # fmt: skip
         self.folder, self.ranks = folder, ranks
         self.stop, self.images_per_step = stop, images_per_step
+        self.waited, self.last_waited = waited, waited()
+        at_best = peak_flops(ranks.device)
+        self.mfu_per_rate = flops_per_image / (at_best * ranks.size) if at_best else None
         self.values: dict[str, list[Tensor]] = {}
         self.skipped = 0
         self.last_step, self.last_time = start, time.perf_counter()
@@ -73,12 +80,16 @@ class Log:
             raise FloatingPointError(
                 f"{bad[0]} became {row[bad[0]]} between steps {self.last_step} and {step}"
             )
-        self.last_step, self.last_time = step, now
+        waited = (self.waited() - self.last_waited) / (now - self.last_time)
+        rate = self.images_per_step / seconds
+        self.last_step, self.last_time, self.last_waited = step, now, self.waited()
         row = {
             "step": step,
             **row,
             **facts,
-            "images_per_second": self.images_per_step / seconds,
+            "images_per_second": rate,
+            **({"mfu": rate * self.mfu_per_rate} if self.mfu_per_rate else {}),
+            "data_wait": waited,
             "seconds_left": seconds * (self.stop - step),
         }
         if self.ranks.is_main:
@@ -185,7 +196,10 @@ def readable(row: dict[str, float], stop: int) -> str:
     parts = [f"step {row['step']:>{len(str(stop))}}/{stop}"]
     parts += [f"{name} {row[name]:.4f}" for name in ("loss", "velocity", "reg") if name in row]
     parts += [f"grad {row['grad_norm']:.3f}"] if "grad_norm" in row else []
-    parts += [f"{row['images_per_second']:.0f} images/s", f"{clock(row['seconds_left'])} left"]
+    parts += [f"{row['images_per_second']:.0f} images/s"]
+    parts += [f"{row['mfu']:.1%} MFU"] if "mfu" in row else []
+    parts += [f"{row['data_wait']:.0%} waiting for data"] if row.get("data_wait", 0) > 0.01 else []
+    parts += [f"{clock(row['seconds_left'])} left"]
     return "  ".join(parts)
 
 

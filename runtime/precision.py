@@ -1,18 +1,84 @@
-"""Arithmetic of a run: fp32 | tf32 | bf16, by one name."""
+"""Arithmetic of a run: fp32 | tf32 | bf16 by one name, and the attention kernel by another."""
+
+from contextlib import ExitStack
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .errors import InputError
+
+ATTENTION = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 def default_precision(device: torch.device) -> str:
     return "tf32" if device.type == "cuda" else "fp32"
 
 
-def arithmetic(precision: str, device: torch.device) -> torch.autocast:
-    """Set the precision of float32 products and return the autocast to run the network under.
+def compiles(asked: str, device: torch.device) -> str:
+    """"on" or "off" for --compile; a fresh machine without a GPU may have no C++ compiler."""
+    return {"auto": "on" if device.type == "cuda" else "off"}.get(asked, asked)
+
+
+class Arithmetic:
+    """`with Arithmetic(...):` around everything that the network computes.
 
     Args:
         precision: "fp32", "tf32" or "bf16" (float32 weights, bfloat16 products).
+        attention: a key of ATTENTION, or "auto": the first of them, in that order, that can run.
+            torch's own order depends on the version of cuDNN that it was built with.
     """
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def __init__(self, precision: str, device: torch.device, attention: str = "auto") -> None:
+        torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        self.bf16, self.device = precision == "bf16", device
+        self.asked = attention
+        self.kernels = list(ATTENTION.values()) if attention == "auto" else [ATTENTION[attention]]
+        self.entered = ExitStack()
+
+    def __enter__(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(self.kernels, set_priority=True))
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+            stack.enter_context(autocast)
+            self.entered = stack.pop_all()
+
+    def __exit__(self, *error) -> None:
+        self.entered.close()
+
+    def attention(self, tokens: int, heads: int, head_dim: int) -> str:
+        """The kernel that attention of this shape runs on, as torch chooses it for training.
+
+        Raises:
+            InputError: the one that was asked for cannot.
+        """
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        q = torch.empty(1, heads, tokens, head_dim, dtype=dtype, device=self.device)
+        q.requires_grad_()
+        try:
+            with self:
+                F.scaled_dot_product_attention(q, q, q)
+                chosen = SDPBackend(torch._fused_sdp_choice(q, q, q))
+        except RuntimeError as error:
+            raise InputError(
+                f"--attention {self.asked} cannot run on {self.device.type} in {dtype} with heads "
+                f"of {head_dim}: use --attention auto" + ("" if self.bf16 else ", or bf16")
+            ) from error
+        return next(name for name, kernel in ATTENTION.items() if kernel == chosen)
+
+
+def cast_products(model: nn.Module, precision: str) -> nn.Module:
+    """For sampling in bf16: keep the weights of products in bfloat16. Autocast rounds them so in
+    every call; the results are the same to the bit, without that work."""
+    if precision == "bf16":
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                module.to(torch.bfloat16)
+    return model

@@ -221,7 +221,7 @@ def test_reverse_gives_the_noise_that_real_images_come_from(tmp_path, ckpt, mode
     noise = torch.from_numpy(np.load(npz_of(tmp_path))["arr_0"])
     domain = domains.build("digits")
     held_out = domain.held_out_set()
-    batch = domain.collate([held_out[domains.Draw(i, seed=0)] for i in range(4)]).checked()
+    batch = held_out.__getitems__(domains.Draws.plain(range(4))).checked()
     sample = Sampler(create_transport()).sample_ode(sampling_method="heun2", num_steps=60)
     back = domain.codec.decode(sample(noise, model, y=batch.y)[-1])
     assert (back.int() - batch.raw.int()).abs().max() <= 2

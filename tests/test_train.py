@@ -115,7 +115,8 @@ def test_noise_times_drops_and_data_do_not_depend_on_the_number_of_ranks():
             )
             for r in range(ranks)
         ]
-        return [draw for sampler in samplers for part in sampler for draw in part]
+        parts = [part for sampler in samplers for part in sampler]
+        return [draw for part in parts for draw in zip(*part, strict=True)]
 
     assert joined(1, 1) == joined(2, 1) == joined(3, 2) == joined(4, 3)
 

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from layersync import Context, Regulariser
@@ -54,13 +55,21 @@ class TrainingStep(nn.Module):
             extras: the things named in `regulariser.needs`.
         """
         x_t, _ = self.transport.path.sample(x, noise, t)
-        if self.regulariser is None:
-            pred = prediction_of(self.model(x_t, t, **cond))
-            velocity = self.transport.loss(pred, x, noise, t, mask).mean()
-            return Losses(velocity, velocity.detach(), velocity.new_zeros(()))
+        asked = self.regulariser.blocks if self.regulariser else ()
+        output = self.model(x_t, t, **cond, **({"return_blocks": asked} if asked else {}))
+        pred, blocks = prediction_of(output), output.blocks if asked else {}
+        context = Context(blocks, x, noise, t, x_t, cond, token_mask, extras)
+        return self.losses(pred, context, weight, mask)
 
-        output = self.model(x_t, t, **cond, return_blocks=self.regulariser.blocks)
-        velocity = self.transport.loss(output.pred, x, noise, t, mask).mean()
-        context = Context(output.blocks, x, noise, t, x_t, cond, token_mask, extras)
+    def losses(self, pred: Tensor, context: Context, weight: Tensor, mask: Tensor | None) -> Losses:
+        """Both terms, of a prediction (B, C, *grid) and of the blocks in the context."""
+        velocity = self.transport.loss(pred, context.x, context.noise, context.t, mask).mean()
+        if self.regulariser is None:
+            return Losses(velocity, velocity.detach(), velocity.new_zeros(()))
         reg = self.regulariser.penalty(context)
         return Losses(velocity + weight * reg, velocity.detach(), reg.detach())
+
+    def compile_losses(self, **options: Any) -> None:
+        """torch.compile both terms into one graph, in place: with one read of each block's tokens
+        the cosine costs a tenth of a percent of a step. `options` go to torch.compile."""
+        self.losses = torch.compile(self.losses, **options)

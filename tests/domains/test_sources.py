@@ -31,10 +31,8 @@ def fashion(tmp_path):
     return tmp_path, images
 
 
-def all_of(domain, image_set):
-    return domain.collate(
-        [image_set[domains.Draw(i, seed=0)] for i in range(len(image_set))]
-    ).checked()
+def all_of(image_set):
+    return image_set.__getitems__(domains.Draws.plain(range(len(image_set)))).checked()
 
 
 def test_importing_domains_needs_torch_and_numpy_only():
@@ -49,13 +47,13 @@ def test_digits_are_split_once_and_for_all_into_disjoint_parts():
     train, held_out = domain.train_set(), domain.held_out_set()
     assert (len(train), len(held_out)) == (1297, 500)
     assert domain.shape == domain.raw_shape == (1, 8, 8) and domain.num_classes == 10
-    batch = all_of(domain, held_out)
+    batch = all_of(held_out)
     assert batch.raw.max() == 255 and batch.raw.min() == 0
     assert batch.y[:8].tolist() == HELD_OUT_LABELS
     from sklearn.datasets import load_digits
 
     originals = np.rint(load_digits().images * 255 / 16).astype(int).reshape(1797, -1)
-    ours = np.concatenate([all_of(domain, s).raw.numpy() for s in (train, held_out)])
+    ours = np.concatenate([all_of(s).raw.numpy() for s in (train, held_out)])
     assert sorted(map(tuple, originals)) == sorted(map(tuple, ours.reshape(1797, -1).astype(int)))
 
 
@@ -65,7 +63,7 @@ HELD_OUT_LABELS = [0, 9, 6, 9, 8, 4, 5, 8]
 def test_fashion_mnist_is_padded_and_t10k_is_held_out(fashion):
     folder, images = fashion
     domain = domains.build("fashion-mnist", data_path=str(folder))
-    train, held_out = (all_of(domain, s) for s in (domain.train_set(), domain.held_out_set()))
+    train, held_out = (all_of(s) for s in (domain.train_set(), domain.held_out_set()))
     assert train.raw.shape == (20, 1, 32, 32) and held_out.raw.shape == (6, 1, 32, 32)
     assert np.array_equal(train.raw[:, 0, 2:30, 2:30], images["train"])
     assert train.raw[:, :, :2].max() == 0 and train.raw[..., 30:].max() == 0
@@ -79,7 +77,7 @@ def test_fashion_mnist_reads_gzipped_and_plain_files_alike(fashion, tmp_path):
     write_idx(plain / "train-images-idx3-ubyte", images["train"])
     write_idx(plain / "train-labels-idx1-ubyte", np.arange(20) % 10)
     one, other = (domains.build("fashion-mnist", data_path=str(p)) for p in (folder, plain))
-    a, b = (all_of(domain, domain.train_set()) for domain in (one, other))
+    a, b = (all_of(domain.train_set()) for domain in (one, other))
     assert a.raw.equal(b.raw) and a.y.equal(b.y)
 
 
@@ -128,7 +126,7 @@ def test_a_label_beyond_the_classes_names_image_id_and_flag(fashion):
     write_idx(folder / "t10k-labels-idx1-ubyte", np.array([0, 1, 2, 77, 4, 5]))
     domain = domains.build("fashion-mnist", data_path=str(folder))
     with pytest.raises(InputError) as error:
-        all_of(domain, domain.held_out_set())
+        all_of(domain.held_out_set())
     for words in ("image 3 of fashion-mnist", "class id 77", "--num-classes 10"):
         assert words in str(error.value)
 
@@ -184,12 +182,12 @@ def saved(tmp_path):
 def test_columns_of_a_saved_data_set_are_found_by_type(saved):
     _, folder = saved
     domain = domains.build(folder, image_size=16, vae="none")
-    batch = all_of(domain, domain.train_set(augment=False))
+    batch = all_of(domain.train_set(augment=False))
     assert domain.num_classes == 2 and domain.train_source.class_names == ("cat", "dog")
     assert batch.y.tolist() == [0, 1, 0, 1, 1] and batch.raw.shape == (5, 3, 16, 16)
     assert batch.raw[:, 0, 8, 8].tolist() == [0, 50, 100, 150, 200]
     same = domains.build("imagenet-1k", data_path=folder, image_size=16, vae="none")
-    assert all_of(same, same.train_set(augment=False)).raw.equal(batch.raw)
+    assert all_of(same.train_set(augment=False)).raw.equal(batch.raw)
 
 
 def test_a_saved_data_set_without_the_needed_columns_lists_those_it_has(saved, tmp_path):
@@ -232,7 +230,7 @@ def test_integer_labels_need_a_class_count_and_missing_ones_are_refused(saved, t
         unknown.train_set()
     domain = domains.build(str(tmp_path / "integers"), image_size=16, vae="none", num_classes=4)
     with pytest.raises(InputError, match="image 2 of .* has class id -1"):
-        all_of(domain, domain.train_set())
+        all_of(domain.train_set())
 
 
 def test_a_corrupt_image_of_a_hub_data_set_is_named_by_number(saved, tmp_path):
@@ -243,7 +241,7 @@ def test_a_corrupt_image_of_a_hub_data_set_is_named_by_number(saved, tmp_path):
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "bad")
     domain = domains.build(str(tmp_path / "bad"), image_size=16, vae="none")
     with pytest.raises(InputError, match=f"image 0 of {tmp_path}/bad cannot be read.*--skip"):
-        all_of(domain, domain.train_set())
+        all_of(domain.train_set())
 
 
 def test_an_image_folder_given_as_a_name_is_sent_to_the_right_flags(tmp_path):
@@ -260,7 +258,7 @@ def test_a_saved_folder_needs_no_slash_in_its_name(saved, monkeypatch):
 def test_without_classes_every_label_is_zero():
     domain = domains.build("digits", num_classes=0)
     assert domain.num_classes == 0
-    assert all_of(domain, domain.held_out_set()).y.unique().tolist() == [0]
+    assert all_of(domain.held_out_set()).y.unique().tolist() == [0]
 
 
 def test_an_unreachable_hub_names_the_data_set_and_where_it_looked(tmp_path):

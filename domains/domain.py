@@ -1,0 +1,116 @@
+"""What every modality gives the loop: batches, shapes, a codec, and pictures of samples."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.errors import InputError, LocalError
+from runtime.files import atomic_write
+
+from .codecs import PIXELS, Codec
+from .order import Draws
+
+
+class Batch(NamedTuple):
+    """What the loop sees; call `checked()` in the main process before using it."""
+
+    raw: Tensor  # uint8 pixels (B, C, H, W), or float16 moments (B, 2C, h, w) of stored latents
+    y: Tensor  # int64 (B,), zeros where unconditional
+    index: Tensor  # int64 (B,), the sample's number in its data set
+    problems: list[str]  # a sentence per corrupt image that another one replaced
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str, problems: Sequence[str] = ()) -> "Batch":
+        """No samples, but the sentence that says why."""
+        nothing = torch.empty(0, dtype=torch.int64)
+        return cls(torch.empty(0, dtype=torch.uint8), nothing, nothing, list(problems), error)
+
+    def checked(self) -> "Batch":
+        if self.error is not None:
+            raise LocalError(self.error)
+        return self
+
+
+class DataSet(Protocol):
+    """Whole micro-batches by their Draws; what is wrong in the data is in the Batch, not raised."""
+
+    decodes: bool  # reading costs enough to be worth worker processes
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, draws: Draws) -> Batch:
+        """The name by which torch's DataLoader asks for a whole batch."""
+
+
+def as_read(batch: Batch) -> Batch:
+    """The `collate_fn` of a DataLoader whose set makes whole batches."""
+    return batch
+
+
+@dataclass(frozen=True)
+class Domain(ABC):
+    """Samples of one shape with their codec; data and VAE are opened when first asked for.
+
+    So sampling needs no data, and --dry-run neither data nor VAE weights.
+    """
+
+    name: str
+    raw_shape: tuple[int, int, int]  # a picture, uint8 (C, H, W)
+    shape: tuple[int, ...]  # the model's input (C, h, w)
+    vae: str
+
+    @property
+    @abstractmethod
+    def codec(self) -> Codec: ...
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Classes the model is conditioned on; 0: unconditional. Opens the data if it must."""
+
+    @abstractmethod
+    def train_set(self, *, augment: bool = True) -> DataSet:
+        """The samples to train on, flipped by their Draws if the domain flips and `augment`."""
+
+    @abstractmethod
+    def held_out_set(self) -> DataSet:
+        """Real samples that training never sees, unflipped; NoHeldOut where there are none."""
+
+    @property
+    def guided_channels(self) -> int | None:
+        """The channels guided by default: 3 of a Stable Diffusion latent's 4, else None: all."""
+        return 3 if self.vae != PIXELS and self.shape[0] == 4 else None
+
+    def save_grid(self, raw: Tensor, path: str | Path, columns: int | None = None) -> None:
+        """uint8 (B, C, H, W) -> a PNG sheet, row by row; tiny images are enlarged, unblurred."""
+        from PIL import Image
+
+        count, channels, height, width = raw.shape
+        columns = columns or math.ceil(math.sqrt(count))
+        rows = math.ceil(count / columns)
+        times, gap = max(1, 64 // max(height, width)), 2
+        tile_height, tile_width = height * times + gap, width * times + gap
+        sheet = np.full((rows * tile_height + gap, columns * tile_width + gap, 3), 255, np.uint8)
+        tiles = raw.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+        for number, tile in enumerate(tiles.repeat(times, axis=1).repeat(times, axis=2)):
+            top = gap + number // columns * tile_height
+            left = gap + number % columns * tile_width
+            sheet[top : top + height * times, left : left + width * times] = tile
+        with atomic_write(path) as file:
+            Image.fromarray(sheet).save(file, format="PNG")
+
+
+def check_class_count(name: str, classes: int, num_classes: int | None) -> None:
+    if num_classes and num_classes < classes:
+        raise InputError(
+            f"{name} has {classes} classes, but --num-classes is {num_classes}: "
+            f"give {classes} or more, or 0 to train without classes"
+        )

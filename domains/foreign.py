@@ -1,0 +1,256 @@
+"""Latents that other projects wrote, read where they lie: REPA's .npy files, LightningDiT's shards.
+
+The files come from elsewhere, so nothing in them is unpickled."""
+
+import json
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.errors import InputError
+
+from .codecs import PIXELS, Codec
+from .decoding import Unreadable
+from .latents import SD_DOWN, SD_SCALE, StoredCodec
+from .store import gather
+
+VA_VAE_DOWN = 16  # of LightningDiT's VA-VAE
+LABELS = "dataset.json"
+STATISTICS = "latents_stats.pt"
+
+
+class RepaFolder:
+    """What REPA's preprocessing writes (sihyun-yu/REPA, preprocessing/dataset_tools.py encode).
+
+    A .npy file per image, float32 (2C, h, w), mean beside standard deviation, and {"labels":
+    [[file, class], ...]} in dataset.json, in DATA/vae-sd or in the folder itself. The images are
+    those of its order: sorted by file name. Like REPA it knows no mirror images, and takes the
+    moments of sd-vae-ft-mse, its default, times 0.18215.
+    """
+
+    decodes = True  # a file per image
+    default_vae = "mse"
+
+    def __init__(self, data_path: str, image_size: int | None = None) -> None:
+        self.called = f"--data-path {data_path}"
+        self.folder = repa_folder(Path(data_path))
+        names, labels = self.read_labels()
+        # One block of bytes: a list of a million strings would be copied into every worker.
+        self.names, self.labels = np.array([name.encode() for name in names]), labels
+        try:
+            double, *axes = self.read(0).shape
+        except Unreadable as error:
+            raise InputError(str(error)) from None
+        self.shape = (double // 2, *axes)
+        self.image_size = axes[-1] * SD_DOWN
+        self.num_classes = int(labels.max()) + 1
+
+    def read_labels(self) -> tuple[list[str], np.ndarray]:
+        path = self.folder / LABELS
+        try:
+            labels = {
+                str(name): int(label) for name, label in json.loads(path.read_text())["labels"]
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} does not list files and classes as REPA's: {error}") from None
+        names = sorted(labels)
+        if not names or min(labels.values()) < 0:
+            raise InputError(f"{path} lists no files, or negative classes")
+        if outside := [n for n in names if n.startswith("/") or ".." in PurePosixPath(n).parts]:
+            raise InputError(f"{path} names {outside[0]!r}, which is not in its folder")
+        return names, np.array([labels[name] for name in names], dtype=np.int64)
+
+    def read(self, index: int) -> np.ndarray:
+        """The moments of an image, (2C, h, w)."""
+        path = self.folder / self.names[index].decode()
+        try:
+            moments = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError, MemoryError) as error:
+            raise Unreadable(f"{path} cannot be read as moments ({error})") from error
+        if not isinstance(moments, np.ndarray) or moments.ndim != 3 or moments.shape[0] % 2:
+            raise Unreadable(f"{path} does not hold moments of shape (2C, h, w)")
+        return moments.astype(np.float32, copy=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def gather(self, index: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        moments = [self.read(number) for number in index.tolist()]
+        expected = (2 * self.shape[0], *self.shape[1:])
+        for number, found in zip(index, moments, strict=True):
+            if found.shape != expected:
+                path = self.folder / self.names[number].decode()
+                raise Unreadable(f"{path} has the shape {found.shape}, the first file {expected}")
+        return np.stack(moments), self.labels[index]
+
+    def vae(self, asked: str | None, cache_dir: str | None) -> str:
+        return asked or self.default_vae  # the folder does not say which, so none is refused
+
+    def codec(self, vae: str, cache_dir: str | None) -> StoredCodec:
+        return StoredCodec({"name": vae, "scale": SD_SCALE, "shift": 0.0}, vae, cache_dir)
+
+
+def repa_folder(folder: Path) -> Path:
+    return folder / "vae-sd" if (folder / "vae-sd" / LABELS).is_file() else folder
+
+
+def is_repa(folder: Path) -> bool:
+    """A dataset.json that lists .npy files; lists of images look the same but for the ending."""
+    path = repa_folder(folder) / LABELS
+    return path.is_file() and b".npy" in path.open("rb").read(4096)
+
+
+class LightningDiTShards:
+    """What LightningDiT's extract_features.py writes (hustvl/LightningDiT).
+
+    Safetensors with `latents` and `latents_flip` (n, C, h, w), one draw from the posterior of the
+    image and one of its mirror image, and `labels` (n,); beside them latents_stats.pt with the
+    mean and deviation of each channel (1, C, 1, 1). The model's input is (latent - mean) /
+    deviation, as its ImgLatentDataset gives it for a VA-VAE; there is nothing left to draw.
+    Neither the VAE nor the size of the images is recorded: --vae names the VAE as an
+    AutoencoderKL, without which there are no pictures, and 16 pixels per latent are assumed.
+    """
+
+    decodes = False
+
+    def __init__(self, data_path: str | None, image_size: int | None) -> None:
+        if data_path is None or not is_lightningdit(Path(data_path)):
+            raise InputError(
+                "--dataset_name lightningdit needs --data-path, the folder of LightningDiT's "
+                f"safetensors and {STATISTICS}, for training and for sampling: the normalization "
+                "of its latents is there"
+            )
+        self.folder, self.called = Path(data_path), f"--data-path {data_path}"
+        self.mean, self.std = self.read_statistics()
+        self.shape = tuple(self.arrays[0].shape[1:])
+        self.image_size = image_size or self.shape[-1] * VA_VAE_DOWN
+        if len(self.mean) != self.shape[0]:
+            raise InputError(
+                f"{self.folder / STATISTICS} has {len(self.mean)} channels, the latents "
+                f"{self.shape[0]}"
+            )
+
+    def read_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (C, 1, 1)."""
+        import pickle
+
+        path = self.folder / STATISTICS
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            mean, std = (found[name].float().reshape(-1, 1, 1) for name in ("mean", "std"))
+            if mean.shape != std.shape or not mean.isfinite().all() or not (std > 0).all():
+                raise ValueError("not a finite mean and a positive deviation per channel")
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError,
+                pickle.UnpicklingError) as error:  # fmt: skip
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}, which extract_features.py writes: {reason}") from None
+        return mean, std
+
+    @cached_property
+    def shards(self) -> list[dict[str, np.ndarray]]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        shards = []
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                shard = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+                plain, mirrored = shard["latents"], shard["latents_flip"]
+                if plain.ndim != 4 or mirrored.shape != plain.shape:
+                    raise ValueError(f"latents {plain.shape} and latents_flip {mirrored.shape}")
+                if shard["labels"].shape != plain.shape[:1] or shard["labels"].dtype != np.int64:
+                    raise ValueError(f"labels {shard['labels'].shape} of {shard['labels'].dtype}")
+                if shards and plain.shape[1:] != shards[0]["latents"].shape[1:]:
+                    raise ValueError(f"latents {plain.shape} unlike those of the first file")
+            except (SafetensorError, ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path} is no shard of LightningDiT's: {error}") from None
+            shards.append(shard)
+        return shards
+
+    @cached_property
+    def arrays(self) -> list[np.ndarray]:
+        """Images and mirror images of every shard in turn."""
+        return [shard[name] for shard in self.shards for name in ("latents", "latents_flip")]
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        return np.cumsum([len(shard["labels"]) for shard in self.shards])
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        labels = np.concatenate([shard["labels"] for shard in self.shards])
+        if labels.min() < 0:
+            raise InputError(f"{self.called} has a negative class id")
+        return labels
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.labels.max()) + 1
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def gather(self, index: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shard = np.searchsorted(self.ends, index, side="right")
+        row = index - np.concatenate([[0], self.ends])[shard]
+        return gather(self.arrays, 2 * shard + flipped, row), self.labels[index]
+
+    def vae(self, asked: str | None, cache_dir: str | None) -> str:
+        return asked or PIXELS
+
+    def codec(self, vae: str, cache_dir: str | None) -> Codec:
+        return NormalizedCodec(self.mean, self.std, vae, cache_dir)
+
+
+class NormalizedCodec(StoredCodec):
+    """Latents that are drawn already, normalized by channel.
+
+    Args:
+        mean, std: (C, 1, 1).
+    """
+
+    uses_noise = False
+
+    def __init__(self, mean: Tensor, std: Tensor, name: str, cache_dir: str | None) -> None:
+        statistics = {"mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
+        super().__init__({"name": name, **statistics}, name, cache_dir)
+        self.mean, self.std = mean, std
+
+    def to_input(self, stored: Tensor, noise: Tensor | None) -> Tensor:
+        return (stored.float() - self.mean) / self.std
+
+    def decode(self, x: Tensor) -> Tensor:
+        if self.name == PIXELS:
+            raise InputError(
+                "LightningDiT's latents do not say which VAE made them: give --vae the folder of "
+                "that VAE as an AutoencoderKL"
+            )
+        return self.vae.pictures(x.float() * self.std + self.mean)
+
+    def to(self, device: torch.device | str) -> "NormalizedCodec":
+        super().to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+
+def is_lightningdit(folder: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    first = next(iter(sorted(folder.glob("*.safetensors"))), None)
+    if first is None:
+        return False
+    try:
+        with safe_open(first, framework="np") as file:
+            return {"latents", "latents_flip", "labels"} <= set(file.keys())
+    except (SafetensorError, OSError):
+        return (folder / STATISTICS).is_file()
+
+
+def unnamed_lightningdit(data_path: str, image_size: int | None) -> LightningDiTShards:
+    """Refuses: a checkpoint records the name, and only this one asks for the folder in sampling."""
+    raise InputError(
+        f"--data-path {data_path} holds LightningDiT's shards: use --dataset_name lightningdit"
+    )
