@@ -18,7 +18,7 @@ from runtime.checkpoint import Checkpoint
 from runtime.config import GridODE, GridSDE, ODEFlags, SampleFlags, parse_sampling
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from runtime.precision import arithmetic, default_precision
+from runtime.precision import Arithmetic, cast_products, compiles, default_precision
 from runtime.random import SampleStreams
 from transport import PROTOCOLS, Guidance, Sampler, Transport, create_transport
 
@@ -39,16 +39,16 @@ def main() -> None:
 
 
 class Network(nn.Module):
-    """The model under the run's autocast, counting its calls and the rows it was given."""
+    """The model in the run's arithmetic, counting its calls and the rows it was given."""
 
-    def __init__(self, model: nn.Module, autocast: torch.autocast) -> None:
+    def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
         super().__init__()
-        self.model, self.autocast = model, autocast
+        self.model, self.arithmetic = model, arithmetic
         self.calls = self.rows = 0
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         self.calls, self.rows = self.calls + 1, self.rows + len(x)
-        with self.autocast:
+        with self.arithmetic:
             return self.model(x, t, **cond).pred
 
 
@@ -108,7 +108,8 @@ class Opened(NamedTuple):
         x = sample(z.double() if flags.float64 else z, self.network, y=y)[-1]
         if not x.isfinite().all():
             raise FloatingPointError(f"samples of {self.checkpoint.path} are not finite")
-        return self.domain.codec.decode(x)
+        with self.network.arithmetic:
+            return self.domain.codec.decode(x)
 
 
 def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
@@ -142,7 +143,11 @@ def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
         if asked != stored:
             raise InputError(f"--model {flags.model}, but {found.path} is a SiT of {stored}")
     domain.codec.to(device)
-    network = Network(model.to(device), arithmetic(precision_of(flags, device), device))
+    precision = precision_of(flags, device)
+    model = cast_products(model.to(device), precision)
+    if compiles(flags.compile, device) == "on":
+        model.compile_blocks()
+    network = Network(model, Arithmetic(precision, device, flags.attention))
     # The weights are in the network now; the optimizer's state, twice their size, is not needed.
     found = dataclasses.replace(found, model={}, ema={}, opt={}, regulariser={})
     return Opened(found, network, transport, domain)

@@ -9,6 +9,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
 from runtime.files import atomic_write, sha256_of
 from runtime.npz import Blocks
+from runtime.precision import compiles
 from runtime.random import LegacyStreams, SampleStreams
 from sample import Opened, open_checkpoint, precision_of
 from transport import PROTOCOLS, Likelihood, Sampler
@@ -43,12 +45,22 @@ def main() -> None:
     if ranks.from_main(lambda: is_finished(out, blocks, protocol, flags)):
         return ranks.from_main(lambda: print(f"{out} is finished"))
 
-    for first, part, indices in tqdm(task.blocks(), disable=not ranks.is_main, unit="batch"):
-        if not blocks.path(first, part).exists():
-            blocks.write(first, part, index=np.asarray(indices), **task.compute(indices))
+    def write(first: int, part: int, indices: range, arrays: dict[str, np.ndarray] | None) -> None:
+        if arrays is not None:
+            blocks.write(first, part, index=np.asarray(indices), **arrays)
         if flags.pngs:
             images = np.load(blocks.path(first, part))["arr_0"]
             write_pngs(out.with_suffix(""), indices, images, task.count)
+
+    # One batch is written while the next is computed.
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(lambda: None)
+        for first, part, indices in tqdm(task.blocks(), disable=not ranks.is_main, unit="batch"):
+            done = blocks.path(first, part).exists()
+            arrays = None if done else task.compute(indices)
+            writing.result()
+            writing = writer.submit(write, first, part, indices, arrays)
+        writing.result()
     ranks.barrier()
     ranks.from_main(lambda: finish(out, blocks, protocol, task))
 
@@ -306,6 +318,7 @@ def finish(out: Path, blocks: Blocks, protocol: dict[str, Any], task: Samples) -
             "numpy": np.__version__, "torchdiffeq": version("torchdiffeq"),
         },
         "device": torch.cuda.get_device_name() if task.ranks.device.type == "cuda" else "cpu",
+        "compiled": compiles(task.flags.compile, task.ranks.device) == "on",
     }  # fmt: skip
     write_json(out.with_suffix(".json"), protocol | measured)
     shutil.rmtree(blocks.folder)

@@ -1,10 +1,15 @@
-"""The Stable Diffusion VAE: a saved one, or its architecture with random weights, equally fast."""
+"""Latents with the Stable Diffusion VAE: a saved one, or random weights of its shape, as fast."""
+
+import tempfile
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from domains.codecs import VAECodec, autoencoder_class
+import domains
+from domains.codecs import autoencoder_class, read_config
 
+SIDE = 32  # of the latents
 STABLE_DIFFUSION = dict(
     block_out_channels=(128, 256, 512, 512),
     down_block_types=("DownEncoderBlock2D",) * 4,
@@ -16,20 +21,24 @@ STABLE_DIFFUSION = dict(
 )
 
 
-def autoencoder(folder: str | None, device: torch.device) -> VAECodec:
-    """The VAE of `--vae folder`; without it, random weights in the shape of sd-vae-ft-ema.
+def with_autoencoder(folder: str | None, device: torch.device) -> domains.Domain:
+    """Latents (4, 32, 32) whose codec is the VAE of `--vae folder`, on the device; without a
+    folder, random weights in the shape of sd-vae-ft-ema: speed does not depend on them.
 
     Raises:
         InputError: diffusers is missing, or the folder holds no AutoencoderKL.
     """
     if folder is not None:
-        return VAECodec.load(folder).to(device)
-    vae = autoencoder_class("ema")(**STABLE_DIFFUSION)
-    return VAECodec(vae, "random weights in the shape of sd-vae-ft-ema").to(device)
+        levels = len(read_config(folder, None)["block_out_channels"])
+        size = SIDE * 2 ** (levels - 1)
+        domain = domains.build("latents", vae=folder, image_size=size, num_classes=1000)
+        domain.codec.to(device)
+        return domain
+    with tempfile.TemporaryDirectory() as made:
+        autoencoder_class("ema")(**STABLE_DIFFUSION).save_pretrained(Path(made) / "vae")
+        return with_autoencoder(str(Path(made) / "vae"), device)
 
 
-def pixels(codec: VAECodec, shape: tuple[int, ...], batch: int, device: torch.device) -> Tensor:
-    """A batch of random images (B, 3, H, W) in [-1, 1] whose latents have `shape` (C, h, w)."""
-    down = 2 ** (len(codec.vae.config.block_out_channels) - 1)
-    height, width = (down * length for length in shape[1:])
-    return torch.rand(batch, 3, height, width, device=device) * 2 - 1
+def random_images(domain: domains.Domain, size: int, device: torch.device) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], of the domain's size."""
+    return torch.rand(size, *domain.raw_shape, device=device) * 2 - 1

@@ -114,13 +114,16 @@ def restated_sde(*, num_steps: int, last_step_size: float = 0.04) -> Solve:
     dt = times[1] - times[0]
 
     def sample(z: Tensor, model_fn: Callable[..., Any], **cond: Any) -> list[Tensor]:
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return model_fn(x, t, **cond)[0]
+
+        def score(x: Tensor, t: Tensor) -> Tensor:
+            return (t * velocity(x, t.flatten()) - x) / ((1 - t) ** 2 + t * (1 - t))
+
         def drift(x: Tensor, t: Tensor) -> Tensor:
-            """v + D score with D = sigma; v and the score each ask the network."""
+            """v + D score with D = sigma; each asks the network."""
             at = t.view(-1, *[1] * (x.ndim - 1))
-            velocity, _ = model_fn(x, t, **cond)
-            again, _ = model_fn(x, t, **cond)
-            score = (at * again - x) / ((1 - at) ** 2 + at * (1 - at))
-            return velocity + (1 - at) * score
+            return velocity(x, t) + (1 - at) * score(x, at)
 
         x, states = z, []
         for time in times[:-1]:
@@ -171,7 +174,7 @@ def public(path: str | None) -> PublicCode:
             sde=partial(sampler.sample_sde, diffusion_form="sigma"),
             ode=partial(sampler.sample_ode, sampling_method="heun2"),
         )
-    except AttributeError as error:
+    except (AttributeError, TypeError) as error:
         raise InputError(f"--against {path} is not the public LayerSync code: {error}") from error
 
 

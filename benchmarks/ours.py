@@ -22,7 +22,7 @@ class StepFlags(MeasureFlags):
     batch: int = 8  # images per step
     grad_accum: int = 1  # our micro-batches per step
     precision: Literal["fp32", "tf32", "bf16"] = "bf16"  # of ours; the public code is fp32 or tf32
-    compile: bool = True  # torch.compile ours; on a CPU this needs a C++ compiler
+    compile: Literal["auto", "on", "off"] = "on"  # ours; on a CPU this needs a C++ compiler
     attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"  # kernel of ours
 
 
@@ -42,11 +42,11 @@ def one_process(device: str) -> Ranks:
     return ranks
 
 
-def trainer_of(flags: StepFlags, ranks: Ranks, **asked: Any) -> Trainer:
-    """A trainer on synthetic latents; `asked` are more flags of train.py.
+def config_of(flags: StepFlags, **asked: Any) -> TrainConfig:
+    """The flags of train.py for synthetic latents; `asked` are more of them.
 
     Raises:
-        InputError: flags that do not go together.
+        InputError: micro-batches that do not divide the batch.
     """
     if flags.batch % flags.grad_accum:
         raise InputError(
@@ -57,8 +57,18 @@ def trainer_of(flags: StepFlags, ranks: Ranks, **asked: Any) -> Trainer:
         grad_accum=flags.grad_accum, precision=flags.precision, compile=flags.compile,
         attention=flags.attention, max_steps=NEVER, log_every=NEVER,
     )  # fmt: skip
+    return TrainConfig(**given | asked)
+
+
+def trainer_of(flags: StepFlags, ranks: Ranks, **asked: Any) -> Trainer:
+    """A trainer, `asked` as in `config_of`.
+
+    Raises:
+        InputError: flags that do not go together.
+    """
+    config = config_of(flags, **asked)
     with asked_of_user():
-        return Trainer(*build(TrainConfig(**given | asked), ranks.device), ranks)
+        return Trainer(*build(config, ranks.device), ranks)
 
 
 def batch_of(domain: domains.Domain, size: int, device: torch.device) -> domains.Batch:

@@ -5,6 +5,7 @@ few calls each in turn, round after round in rotating order, and ratios are take
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ from runtime.errors import InputError
 from runtime.hardware import facts
 
 GIB = 2**30
+CPU = torch.profiler.ProfilerActivity.CPU
+SECOND_CALL = "benchmarks: second call"
 
 
 @dataclass(frozen=True)
@@ -184,13 +187,17 @@ def device_seconds(call: Callable[[], Any], count: int) -> list[float]:
 
 def host_peak(call: Callable[[], Any]) -> int:
     """Bytes of tensors that a call has at most beyond those that it finds, as torch's CPU allocator
-    reports them to the profiler."""
-    with torch.profiler.profile(profile_memory=True) as profile:
+    reports them to the profiler. Of two calls the second: it may free what the first one left."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr
+    with torch.profiler.profile(activities=[CPU], profile_memory=True) as profile:
         call()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    levels = np.cumsum([0, *(event.nbytes() for event in events)])
-    return int(levels.max())
+        with torch.profiler.record_function(SECOND_CALL):
+            call()
+    events = profile.profiler.kineto_results.events()
+    (begin,) = (event.start_ns() for event in events if event.name() == SECOND_CALL)
+    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    levels = np.cumsum([size for start, size in memory if start >= begin])
+    return int(max(levels, default=0))
 
 
 def device_peak(call: Callable[[], Any]) -> int:

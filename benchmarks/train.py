@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 import domains
-from benchmarks.autoencoder import autoencoder, pixels
+from benchmarks.autoencoder import random_images, with_autoencoder
 from benchmarks.baseline import PublicLoop, public, public_network
 from benchmarks.ours import LEAST, StepFlags, batch_of, one_process, step_of, trainer_of
 from benchmarks.report import Contestant, Measured, beside, cost, interleave, parse, publish
-from domains.codecs import VAECodec
 from layersync import default_weight
 from models import train_flops
 from runtime.entry import run
 from runtime.hardware import peak_flops
-from train import Trainer
+from runtime.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ def main() -> None:
 
     contestants = [Contestant(PUBLIC, lambda: cached_step(loop(), domain, size, device), size)]
     if flags.end_to_end:
-        codec = autoencoder(flags.vae, device)
-        build = partial(encoding_step, codec=codec, shape=domain.shape, size=size, device=device)
+        pictures = with_autoencoder(flags.vae, device)
+        build = partial(encoding_step, domain=pictures, size=size, device=device)
         contestants.append(Contestant(ENCODING, lambda: build(loop()), size))
 
     def ours(loss_type: str) -> Callable[[], Callable[[], Any]]:
@@ -81,7 +80,7 @@ def main() -> None:
     row = {"row": "LayerSync over vanilla"} | cost(measured[VANILLA], measured[SYNCED])
     publish("train", "what LayerSync costs, in percent", [row], flags, device, **conditions)
 
-    parts = interleave(optimizer_parts(loop(), trainer_of(flags, ranks)), device, flags)
+    parts = interleave(optimizer_parts(loop(), trainer_of(flags, ranks).state), device, flags)
     rows = [
         parts[name].times() | beside(parts[pair[0]], parts[name]) for pair in PAIRS for name in pair
     ]
@@ -111,10 +110,10 @@ def cached_step(
 
 
 def encoding_step(
-    loop: PublicLoop, codec: VAECodec, shape: tuple[int, ...], size: int, device: torch.device
+    loop: PublicLoop, domain: domains.Domain, size: int, device: torch.device
 ) -> Callable[[], None]:
     """The public step as published: the VAE encodes the whole batch of images first."""
-    images = pixels(codec, shape, size, device)
+    codec, images = domain.codec, random_images(domain, size, device)
     y = torch.zeros(size, dtype=torch.int64, device=device)
 
     def step() -> None:
@@ -125,20 +124,19 @@ def encoding_step(
     return step
 
 
-def optimizer_parts(loop: PublicLoop, trainer: Trainer) -> list[Contestant]:
-    """The public code's and ours by turns, on random gradients; one image stands for the step."""
-    state = trainer.state
+def optimizer_parts(loop: PublicLoop, state: TrainState) -> list[Contestant]:
+    """The public code's and ours, each on gradients that it finds again; a call is one image."""
     give_theirs = gradients_of(list(loop.network.parameters()))
     give_ours = gradients_of(list(state.model.parameters()))
 
     def their_update() -> None:
+        loop.update()
         loop.opt.zero_grad()
         give_theirs()
-        loop.update()
 
     def our_update() -> None:
-        give_ours()
         state.update()
+        give_ours()
 
     calls = (
         (loop.opt.step, state.opt.step),

@@ -19,7 +19,6 @@ __all__ = [
     "DATASETS", "Batch", "DataSet", "Domain", "Draws", "NoHeldOut", "Row", "as_read", "build",
 ]  # fmt: skip
 
-
 Opener = Callable[[str | None, int | None], LatentSource]  # of --data-path and --image-size
 
 

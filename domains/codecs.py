@@ -114,8 +114,9 @@ class VAECodec:
 
     @torch.no_grad()
     def encode(self, raw: Tensor) -> Tensor:
-        with self.full_precision():
-            parts = []
+        parts = []
+        # In float32 also under bf16 autocast: latents are made once, and trained on for weeks.
+        with torch.autocast(self.vae.device.type, enabled=False):
             for part in raw.to(self.vae.device).split(self.chunk):
                 posterior = self.vae.encode(to_float(part)).latent_dist
                 parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
@@ -129,18 +130,15 @@ class VAECodec:
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> Tensor:
-        """The VAE's own latents (B, C, h, w), without scale and shift -> uint8 (B, 3, H, W)."""
-        with self.full_precision():
-            parts = latents.to(self.vae.device, torch.float32).split(self.chunk)
-            return torch.cat([to_uint8(self.vae.decode(z).sample) for z in parts])
+        """The VAE's own latents (B, C, h, w), without scale and shift -> uint8 (B, 3, H, W).
+
+        Decodes in the caller's arithmetic: under sample_ddp.py --bf16 in bfloat16."""
+        parts = latents.to(self.vae.device, torch.float32).split(self.chunk)
+        return torch.cat([to_uint8(self.vae.decode(z).sample) for z in parts])
 
     def to(self, device: torch.device | str) -> "VAECodec":
         self.vae.to(device)
         return self
-
-    def full_precision(self) -> torch.autocast:
-        """The VAE stays in float32 under the training loop's bf16 autocast."""
-        return torch.autocast(self.vae.device.type, enabled=False)
 
 
 def posterior_draw(moments: Tensor, noise: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.checkpoint import load_tensors
 from runtime.errors import InputError
 
 from .codecs import PIXELS, Codec
@@ -51,10 +52,9 @@ class RepaFolder:
     def read_labels(self) -> tuple[list[str], np.ndarray]:
         path = self.folder / LABELS
         try:
-            labels = {
-                str(name): int(label) for name, label in json.loads(path.read_text())["labels"]
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            pairs = json.loads(path.read_text())["labels"]
+            labels = {str(name): int(label) for name, label in pairs}
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path} does not list files and classes as REPA's: {error}") from None
         names = sorted(labels)
         if not names or min(labels.values()) < 0:
@@ -87,7 +87,9 @@ class RepaFolder:
         return np.stack(moments), self.labels[index]
 
     def vae(self, asked: str | None, cache_dir: str | None) -> str:
-        return asked or self.default_vae  # the folder does not say which, so none is refused
+        if asked == PIXELS:
+            raise InputError(f"--vae {PIXELS}, but {self.called} holds latents, no pixels")
+        return asked or self.default_vae  # the folder does not say which one it was
 
     def codec(self, vae: str, cache_dir: str | None) -> StoredCodec:
         return StoredCodec({"name": vae, "scale": SD_SCALE, "shift": 0.0}, vae, cache_dir)
@@ -117,7 +119,7 @@ class LightningDiTShards:
     decodes = False
 
     def __init__(self, data_path: str | None, image_size: int | None) -> None:
-        if data_path is None or not is_lightningdit(Path(data_path)):
+        if data_path is None or not (Path(data_path) / STATISTICS).is_file():
             raise InputError(
                 "--dataset_name lightningdit needs --data-path, the folder of LightningDiT's "
                 f"safetensors and {STATISTICS}, for training and for sampling: the normalization "
@@ -135,18 +137,14 @@ class LightningDiTShards:
 
     def read_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation (C, 1, 1)."""
-        import pickle
-
         path = self.folder / STATISTICS
+        found = load_tensors(path)
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
             mean, std = (found[name].float().reshape(-1, 1, 1) for name in ("mean", "std"))
             if mean.shape != std.shape or not mean.isfinite().all() or not (std > 0).all():
                 raise ValueError("not a finite mean and a positive deviation per channel")
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError,
-                pickle.UnpicklingError) as error:  # fmt: skip
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}, which extract_features.py writes: {reason}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} holds no statistics of LightningDiT's: {error}") from None
         return mean, std
 
     @cached_property
@@ -168,6 +166,8 @@ class LightningDiTShards:
             except (SafetensorError, ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path} is no shard of LightningDiT's: {error}") from None
             shards.append(shard)
+        if not shards:
+            raise InputError(f"{self.called} has no *.safetensors of LightningDiT's")
         return shards
 
     @cached_property
@@ -237,16 +237,7 @@ class NormalizedCodec(StoredCodec):
 
 
 def is_lightningdit(folder: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    first = next(iter(sorted(folder.glob("*.safetensors"))), None)
-    if first is None:
-        return False
-    try:
-        with safe_open(first, framework="np") as file:
-            return {"latents", "latents_flip", "labels"} <= set(file.keys())
-    except (SafetensorError, OSError):
-        return (folder / STATISTICS).is_file()
+    return (folder / STATISTICS).is_file() and any(folder.glob("*.safetensors"))
 
 
 def unnamed_lightningdit(data_path: str, image_size: int | None) -> LightningDiTShards:

@@ -107,7 +107,10 @@ class LatentDomain(Domain):
         return self.source.codec(self.vae, self.cache_dir)
 
     def train_set(self, *, augment: bool = True) -> LatentSet:
-        check_class_count(self.source.called, self.source.num_classes, self.asked_classes)
+        stored = self.source.num_classes
+        check_class_count(self.source.called, stored, self.asked_classes)
+        if self.num_classes and not stored:
+            raise InputError(f"{self.source.called} has no classes: leave out --num-classes")
         return LatentSet(self.source, labeled=self.num_classes > 0, hflip=augment)
 
     def held_out_set(self) -> LatentSet:

@@ -4,7 +4,7 @@
     STORE/moments-00003-of-00079.safetensors     one of the shards, all but the last of one size
         moments  float16 (n, 2, 2C, h, w)        [:, 0] of the images, [:, 1] of their mirror images
         labels   int64 (n,)                      classes, zeros where there are none
-        "encoding" in its header                 the manifest's, so that each shard says what it is
+        "shard" in its header                    its own name and the manifest's "encoding"
 
 Moments are mean beside standard deviation, without scale and shift. The deviation and not its
 logarithm, because rounding the logarithm is a relative error of the deviation itself. float16 and
@@ -15,6 +15,7 @@ mirrored latent is not the latent of the mirrored image.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -27,7 +28,7 @@ from torch import Tensor
 from runtime.errors import InputError
 from runtime.files import atomic_write, sha256_of
 
-from .codecs import VAECodec, hub_id, short_name
+from .codecs import PIXELS, VAECodec, hub_id, short_name
 from .latents import StoredCodec
 
 FORMAT = "layersync latents 1"  # the number changes when older readers would misread a store
@@ -115,7 +116,9 @@ KINDS = dict(
 # Writing
 
 
-def write_shard(folder: Path, encoding: Encoding, shard: Shard, moments: Tensor, labels: Tensor):
+def write_shard(
+    folder: Path, encoding: Encoding, shard: Shard, moments: Tensor, labels: Tensor
+) -> None:
     """A shard under its name, complete or not at all.
 
     Args:
@@ -125,8 +128,9 @@ def write_shard(folder: Path, encoding: Encoding, shard: Shard, moments: Tensor,
     from safetensors.torch import save
 
     assert moments.shape == (shard.stop - shard.start, *encoding.moments_shape)
-    header = {"encoding": json.dumps(dataclasses.asdict(encoding)), "file": shard.file}
-    content = save({"moments": moments, "labels": labels}, header)
+    own = {"file": shard.file, "encoding": dataclasses.asdict(encoding)}
+    # One entry only: safetensors writes several in any order, and equal shards would not be equal.
+    content = save({"moments": moments, "labels": labels}, {"shard": json.dumps(own)})
     with atomic_write(folder / shard.file) as file:
         file.write(content)
 
@@ -137,6 +141,7 @@ def missing_shards(folder: Path, encoding: Encoding) -> list[Shard]:
     Raises:
         InputError: the folder has shards of another encoding, or damaged ones.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # refused now rather than after the first shard
     for rest in folder.glob(".moments-*.tmp"):
         rest.unlink()
     expected = {shard.file: shard for shard in encoding.shards}
@@ -175,6 +180,7 @@ class Header(NamedTuple):
     """What a shard says of itself."""
 
     path: Path
+    file: str  # its name when it was written
     encoding: Encoding
     arrays: dict[str, tuple[str, tuple[int, ...]]]  # name -> type and shape
 
@@ -183,8 +189,11 @@ class Header(NamedTuple):
         expected = {
             "moments": ("F16", (count, *encoding.moments_shape)), "labels": ("I64", (count,)),
         }  # fmt: skip
-        if self.arrays != expected:
-            raise InputError(f"{self.path} holds {self.arrays}, not {expected}: {AGAIN}")
+        if (self.file, self.arrays) != (shard.file, expected):
+            raise InputError(
+                f"{self.path} is {self.file} with {self.arrays}, not {shard.file} with {expected}: "
+                f"{AGAIN}"
+            )
 
 
 AGAIN = "delete it, and run encode.py again with the same flags"
@@ -199,12 +208,13 @@ def read_header(path: Path) -> Header:
 
     try:
         with safe_open(path, framework="np") as file:
-            encoding = Encoding.of(json.loads((file.metadata() or {})["encoding"]))
-            views = {name: file.get_slice(name) for name in file.keys()}
-            arrays = {n: (v.get_dtype(), tuple(v.get_shape())) for n, v in views.items()}
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            own = json.loads((file.metadata() or {})["shard"])
+            encoding, name = Encoding.of(own["encoding"]), str(own["file"])
+            views = {key: file.get_slice(key) for key in file.keys()}
+            arrays = {k: (v.get_dtype(), tuple(v.get_shape())) for k, v in views.items()}
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is truncated or no shard of latents ({error}): {AGAIN}") from None
-    return Header(path, encoding, arrays)
+    return Header(path, name, encoding, arrays)
 
 
 class Manifest:
@@ -227,9 +237,12 @@ class Manifest:
                 str(entry["file"]): (int(entry["bytes"]), str(entry["sha256"]))
                 for entry in content["shards"]
             }
-            if list(self.files) != [shard.file for shard in self.encoding.shards]:
+            number = math.ceil(self.encoding.count / self.encoding.shard_size)
+            if number != len(self.files) or list(self.files) != [
+                shard.file for shard in self.encoding.shards
+            ]:
                 raise ValueError("its shards do not fit its counts")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{path} is no manifest of latents ({error})") from None
 
     def check(self, shard: Shard) -> Path:
@@ -304,6 +317,8 @@ class MomentStore:
         stored = short_name(self.identity["name"])
         if asked is None or hub_id(asked) == self.identity["name"]:
             return stored
+        if asked == PIXELS:
+            raise InputError(f"--vae {PIXELS}, but {self.called} holds latents, no pixels")
         if VAECodec.load(asked, cache_dir).identity["sha256"] != self.identity["sha256"]:
             raise InputError(
                 f"--vae {asked} has other weights than {stored}, which made the latents of "
@@ -316,11 +331,15 @@ class MomentStore:
 
 
 def gather(arrays: list[np.ndarray], number: np.ndarray, *where: np.ndarray) -> np.ndarray:
-    """arrays[number[i]][where[0][i], where[1][i], ...] for every i, an array at a time."""
+    """arrays[number[i]][where[0][i], where[1][i], ...] for every i.
+
+    Row by row: picking the rows of one array at a time would copy each of them twice, and a batch
+    has few rows of any one.
+    """
     out = np.empty((len(number), *arrays[0].shape[len(where) :]), arrays[0].dtype)
-    order = np.argsort(number, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
-        out[part] = arrays[number[part[0]]][tuple(axis[part] for axis in where)]
+    rows = zip(number.tolist(), *(axis.tolist() for axis in where), strict=True)
+    for position, (array, *row) in enumerate(rows):
+        out[position] = arrays[array][tuple(row)]
     return out
 
 

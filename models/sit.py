@@ -212,9 +212,12 @@ class SiT(nn.Module):
         are there between them. Copy the model before, not after: a copy of a compiled block
         computes with the original's weights. `options` go to torch.compile.
         """
+        # A graph for every batch size: guidance within an interval uses two, and a graph for any
+        # size is slower.
+        options = {"fullgraph": True, "dynamic": False} | options
         for part in (*self.blocks, self.final_layer):
             # Its forward alone: the hooks of FSDP and of `record_blocks` stay outside.
-            part.forward = torch.compile(part.forward, fullgraph=True, **options)
+            part.forward = torch.compile(part.forward, **options)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, N, prod(patch) * C) -> (B, C, *axes)."""

@@ -33,7 +33,7 @@ class TrainConfig(TransportFlags):
     preset: str | None = None  # a row of runtime/presets.py: digits, fashion-mnist-s, t1-b, ...
 
     # data
-    dataset_name: str = "imagenet-1k"  # digits, fashion-mnist, folder, imagenet-1k or a hub id
+    dataset_name: str = "imagenet-1k"  # digits, folder, latents, synthetic, a hub id, ...
     data_path: str | None = None  # folder of the data, where it is local
     image_size: int | None = None  # pixels; None: the data set's (256 for ImageNet and folders)
     num_classes: int | None = None  # 0 trains without condition; None: the data set's
@@ -152,7 +152,9 @@ class SampleFlags:
     guidance_high: float = 1.0  # guide where t <= this
     float64: bool = False  # keep the sampler's state in double precision
     tf32: bool = True  # TF32 matrix products on GPU
-    bf16: bool = False  # run the network under bfloat16 autocast
+    bf16: bool = False  # run the network and the VAE's decoder under bfloat16 autocast
+    compile: Literal["auto", "on", "off"] = "auto"  # block by block; auto: on CUDA only
+    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"  # its kernel
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
 
 

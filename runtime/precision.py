@@ -22,7 +22,7 @@ def default_precision(device: torch.device) -> str:
 
 
 def compiles(asked: str, device: torch.device) -> str:
-    """"on" or "off" for --compile; a fresh machine without a GPU may have no C++ compiler."""
+    """ "on" or "off" for --compile; a fresh machine without a GPU may have no C++ compiler."""
     return {"auto": "on" if device.type == "cuda" else "off"}.get(asked, asked)
 
 

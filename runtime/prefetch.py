@@ -76,11 +76,9 @@ class Prefetch(Generic[Batch]):
         begin = time.perf_counter()
         item = self.ready.get()
         self.waited += time.perf_counter() - begin
-        if item is None:
-            self.ready.put(None)
-            raise StopIteration
-        if isinstance(item, Failed):
-            raise item.error
+        if item is None or isinstance(item, Failed):
+            self.ready.put(item)  # whoever asks again is told again
+            raise item.error if item else StopIteration
         batch, copied = item
         if copied is not None:
             current = torch.cuda.current_stream()

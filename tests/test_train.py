@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -468,3 +470,86 @@ def test_more_processes_than_gpus_is_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(InputError, match="3 processes on a host with 2 GPUs.*nproc_per_node=2"):
         distributed.start("cuda")
+
+
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory):
+    """50 steps on two ranks, replicated and sharded; the latter also in 20 + 30 steps."""
+    folder = tmp_path_factory.mktemp("sharded")
+    flags = [*BATCH, "--lr", 1e-4, "--log-every", 1, "--clip-grad-norm", 0.5]
+    for name, more in (("ddp", []), ("sharded", ["--shard"])):
+        results = ["--results-dir", folder / name, "--max-steps", 50, "--ckpt-every", 20]
+        launched("train", *flags, *results, *more, processes=2)
+    return folder, flags
+
+
+def test_sharded_training_is_replicated_training(shared_out):
+    folder, _ = shared_out
+    for one, other in zip(rows(folder / "ddp"), rows(folder / "sharded"), strict=True):
+        for name in ("loss", "velocity", "reg", "grad_norm"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4)
+    one, other = (checkpoint_of(folder / name, 50) for name in ("ddp", "sharded"))
+    assert flat(one).keys() == flat(other).keys(), "either reads the other's file"
+    for part in ("model", "ema"):
+        a, b = (torch.cat([w.flatten() for w in c[part].values()]) for c in (one, other))
+        assert (a - b).norm() < 1e-4 * a.norm()
+
+
+@pytest.mark.parametrize("first, then", [("ddp", "--shard"), ("sharded", "--no-shard")])
+def test_replicated_and_sharded_runs_go_on_from_each_others_checkpoints(
+    shared_out, tmp_path, first, then
+):
+    folder, flags = shared_out
+    (origin,) = (folder / first).glob("*/checkpoints/0000020.pt")
+    results = ["--results-dir", tmp_path, "--max-steps", 24, "--ckpt", origin, then]
+    launched("train", *flags, *results, processes=2)
+    for one, other in zip(rows(tmp_path), rows(folder / first)[20:24], strict=True):
+        assert one["step"] == other["step"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_resume_of_a_sharded_run_is_exact(shared_out, tmp_path):
+    folder, flags = shared_out
+    (origin,) = (folder / "sharded").glob("*/checkpoints/0000020.pt")
+    results = ["--results-dir", tmp_path, "--max-steps", 40, "--ckpt", origin, "--shard"]
+    launched("train", *flags, *results, processes=2)
+    assert_same_state(checkpoint_of(folder / "sharded", 40), checkpoint_of(tmp_path, 40))
+
+
+def test_a_sharded_run_makes_previews(tmp_path):
+    flags = ["--results-dir", tmp_path, "--max-steps", 2, "--sample-every", 1, "--shard"]
+    launched("train", *BATCH, *flags, processes=2)
+    assert len(list(tmp_path.glob("*/samples/*.png"))) == 2
+
+
+def test_compiled_training_is_plain_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    for name in ("on", "off"):
+        flags = ["--results-dir", tmp_path / name, "--max-steps", 4, "--compile", name]
+        succeed("train", *BATCH, *flags, "--log-every", 1)
+    for one, other in zip(rows(tmp_path / "on"), rows(tmp_path / "off"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_a_plan_runs_a_few_steps_and_writes_nothing(tmp_path):
+    result = succeed("train", *BATCH, "--max-steps", 1000, "--plan", "--results-dir", tmp_path)
+    lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+    assert "images/s" in lines["rate"] and "mean of steps 4 to 13" in lines["rate"]
+    assert "process hours" in lines["run"] and "kept at most" in lines["checkpoints"]
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_training_with_one_sentence_and_the_next_run_goes_on(tmp_path):
+    flags = [*BATCH, "--results-dir", tmp_path, "--ckpt-every", 2]
+    succeed("train", *flags, "--max-steps", 2)
+    (whole,) = tmp_path.glob("*/checkpoints/*.pt")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 2, limits[1]))
+    try:
+        said = refused("train", *flags, "--max-steps", 6, "--resume", "auto")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "could not be written" in said and "--resume auto" in said
+    assert [path.name for path in whole.parent.iterdir()] == [whole.name]
+    succeed("train", *flags, "--max-steps", 6, "--resume", "auto")
+    assert checkpoint_of(tmp_path, 6)["train_steps"] == 6

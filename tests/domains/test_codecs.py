@@ -101,13 +101,15 @@ def test_chunks_give_what_the_whole_batch_gives(codec, monkeypatch):
     assert (codec.decode(x).int() - images.int()).abs().max() <= 1
 
 
-def test_the_vae_stays_in_float32_under_autocast(codec):
+def test_latents_are_made_in_float32_and_decoded_in_the_callers_arithmetic(codec):
     raw, x = pictures(2), torch.randn(2, 4, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         stored, images = codec.encode(raw), codec.decode(x)
         latents = codec.to_input(stored, x)
     assert stored.dtype == latents.dtype == torch.float32
-    assert stored.equal(codec.encode(raw)) and images.equal(codec.decode(x))
+    assert stored.equal(codec.encode(raw))
+    difference = (images.int() - codec.decode(x).int()).abs()
+    assert 0 < difference.max() <= 8  # bfloat16 has 8 bits
 
 
 def test_training_can_differentiate_through_what_the_codec_gives(codec):

@@ -1,0 +1,194 @@
+"""Optimizer, EMA, arithmetic, prefetching, checkpoints in a thread: fast, and still the same."""
+
+import resource
+import threading
+import time
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from models import SiT
+from runtime import checkpoint
+from runtime.distributed import Ranks
+from runtime.ema import EMA
+from runtime.errors import InputError, LocalError
+from runtime.hardware import facts, peak_flops
+from runtime.precision import Arithmetic, cast_products
+from runtime.prefetch import Prefetch
+from runtime.saver import Saver
+from runtime.state import TrainState
+
+CPU = torch.device("cpu")
+ALONE = Ranks(0, 1, CPU)
+SMALL = dict(input_size=4, depth=2, hidden_size=32, num_heads=2, num_classes=3)
+
+
+def state_of(model, **settings):
+    settings = dict(lr=1e-2, weight_decay=0.1, clip=0.0) | settings
+    return TrainState(model, EMA(model, 0.9), nn.Identity(), **settings)
+
+
+def test_fused_adamw_and_foreach_ema_are_the_plain_ones(perturb):
+    model, plain = (perturb(SiT(**SMALL)) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    state = state_of(model)
+    adamw = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.1, foreach=False)
+    average = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    for _ in range(10):
+        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            theirs.grad = torch.randn_like(theirs) if theirs.requires_grad else None
+            ours.grad = None if theirs.grad is None else theirs.grad.clone()
+        state.update()
+        adamw.step()
+        for name, p in plain.named_parameters():
+            average[name].mul_(0.9).add_(p.detach(), alpha=0.1)
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), p, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            state.ema.model.get_parameter(name), average[name], rtol=1e-6, atol=1e-6
+        )
+
+
+def test_an_ema_in_bfloat16_is_refused():
+    with pytest.raises(ValueError, match="keep weights in float32"):
+        EMA(nn.Linear(2, 2).bfloat16(), 0.9999)
+
+
+def test_clipping_bounds_the_gradient_and_the_norm_is_the_one_before():
+    model = nn.Linear(2, 2)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 10.0)
+    state = state_of(model, clip=1.0)
+    assert state.grad_norm() == pytest.approx(10 * 6**0.5)
+    seen = []
+    state.opt.register_step_pre_hook(lambda *_: seen.append(state.grad_norm().item()))
+    state.update()
+    assert seen[0] == pytest.approx(1, rel=1e-4)
+
+
+def test_weights_cast_once_give_what_autocast_gives(perturb):
+    model = perturb(SiT(**SMALL)).eval()
+    x, t, y = torch.randn(2, 4, 4, 4), torch.rand(2), torch.tensor([0, 3])
+    with torch.no_grad(), Arithmetic("bf16", CPU):
+        before = model(x, t, y).pred
+        after = cast_products(model, "bf16")(x, t, y).pred
+    assert model.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+    assert before.equal(after)
+
+
+def test_arithmetic_can_be_entered_again_and_leaves_nothing_behind():
+    arithmetic = Arithmetic("bf16", CPU)
+    for _ in range(2):
+        with arithmetic:
+            assert torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_the_attention_kernel_is_named_and_an_impossible_one_is_refused():
+    assert Arithmetic("fp32", CPU).attention(16, 2, 16) in ("flash", "math")
+    assert Arithmetic("fp32", CPU, "math").attention(16, 2, 16) == "math"
+
+
+def test_the_peak_of_an_unknown_device_is_not_guessed():
+    assert peak_flops(CPU) is None
+    assert {"device", "torch", "commit"} <= facts(CPU).keys()
+
+
+class Item(NamedTuple):
+    number: torch.Tensor
+
+
+def moved(item, device):
+    return Item(item.number.to(device))
+
+
+def test_prefetching_keeps_the_order_and_reads_ahead_of_the_consumer():
+    read = []
+
+    def source():
+        for number in range(6):
+            read.append(number)
+            yield Item(torch.tensor(number))
+
+    with Prefetch(source(), moved, CPU, depth=2) as ahead:
+        assert next(ahead).number == 0
+        deadline = time.monotonic() + 5
+        while len(read) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert read == [0, 1, 2, 3], "two are ready, one is in the thread's hands"
+        assert [item.number.item() for item in ahead] == [1, 2, 3, 4, 5]
+        assert list(ahead) == []
+
+
+def test_what_goes_wrong_while_reading_reaches_the_consumer_in_its_place():
+    def source():
+        yield Item(torch.tensor(0))
+        raise InputError("the data are gone")
+
+    with Prefetch(source(), moved, CPU) as ahead:
+        assert next(ahead).number == 0
+        for _ in range(2):
+            with pytest.raises(InputError, match="gone"):
+                next(ahead)
+
+
+def test_the_thread_ends_with_the_loop_however_that_ends():
+    def endless():
+        while True:
+            yield Item(torch.zeros(()))
+
+    with pytest.raises(ZeroDivisionError), Prefetch(endless(), moved, CPU) as ahead:
+        next(ahead)
+        raise ZeroDivisionError
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+def content_of(value: float):
+    tensors = {"weight": torch.full((1000,), value), "bias": torch.full((3,), value)}
+    return {"model": tensors, "ema": tensors, "opt": {"state": {0: {"step": torch.tensor(value)}}}}
+
+
+def test_a_checkpoint_holds_the_state_of_its_step_though_training_goes_on(tmp_path):
+    saver = Saver(tmp_path, ALONE, keep_last=0, milestone_every=0)
+    for step in (1, 2):
+        content = content_of(float(step))
+        saver.save(step, content)
+        content["model"]["weight"].fill_(-1.0)  # the next step
+    saver.wait()
+    for step in (1, 2):
+        found = checkpoint.read(tmp_path / "checkpoints" / f"{step:07d}.pt")
+        assert found.step == step and (found.model["weight"] == step).all()
+        assert found.opt["state"][0]["step"] == step
+
+
+def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    written, begin = threading.Event(), threading.Event()
+
+    def slow(path, content):
+        begin.set()
+        assert written.wait(10)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    saver = Saver(tmp_path, ALONE, keep_last=0, milestone_every=0)
+    saver.save(1, content_of(1.0))
+    assert begin.wait(10)
+    saver.check()  # returns although nothing is written yet
+    written.set()
+    saver.wait()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path):
+    saver = Saver(tmp_path, ALONE, keep_last=0, milestone_every=0)
+    saver.save(1, content_of(1.0))
+    saver.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        saver.save(2, content_of(2.0))
+        with pytest.raises(LocalError, match="0000002.pt could not be written .*--resume auto"):
+            saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0000001.pt"]
