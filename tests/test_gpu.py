@@ -1,11 +1,16 @@
 """What only a GPU can show: `pytest -m gpu` on a machine that has one."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 
+import domains
+from runtime.distributed import Ranks
+from runtime.precision import Arithmetic
+from runtime.saver import Saver
 from tests.commands import checkpoint_of, flat, succeed
 
 pytestmark = [
@@ -37,26 +42,43 @@ def test_training_resumes_and_samples_on_the_gpu(tmp_path, precision):
         assert card["device"] == torch.cuda.get_device_name()
 
 
-def test_the_step_never_waits_for_the_device():
+@pytest.mark.parametrize("flags", [{}, {"precision": "bf16", "compile": "on"}])
+def test_the_step_never_waits_for_the_device(flags):
     import train
     from runtime.config import TrainConfig
 
     device = torch.device("cuda", 0)
-    config, domain, transport, model, regulariser = train.build(
-        TrainConfig(dataset_name="digits", model="SiT-Ti/2", global_batch_size=16), device
-    )
-    state = train.TrainState(config, model, regulariser, device)
-    step = train.TrainingStep(model, transport, regulariser)
-    x, y = torch.rand(16, *domain.shape, device=device), torch.zeros(16, device=device).long()
+    config = TrainConfig(dataset_name="synthetic", model="SiT-S/2", global_batch_size=16, **flags)
+    config, *parts = train.build(config, device)
+    trainer = train.Trainer(config, *parts, Ranks(0, 1, device))
+    images = parts[0].train_set()
+    draws = domains.Draws.plain(range(16))
+    batch = train.to_device(images.__getitems__(draws), device)
     try:
-        for number in range(4):
-            # The first steps may wait: libraries load, AdamW makes its moments.
-            torch.cuda.set_sync_debug_mode("error" if number >= 2 else "default")
-            draws = train.draws_of_step(config, domain.shape, number, device)
-            weight = torch.full((), regulariser.weight(number), device=device)
-            cond = model.drop({"y": y}, draws.dropped)
-            losses = step(x, draws.noise, transport.times(draws.time), cond, weight)
-            losses.total.backward()
-            state.update()
+        for number in range(5):
+            # The first steps may wait: graphs are compiled, AdamW makes its moments.
+            torch.cuda.set_sync_debug_mode("error" if number >= 3 else "default")
+            trainer.step(iter([batch]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("attention", ["auto", "cudnn", "flash", "efficient", "math"])
+def test_every_attention_kernel_runs_in_bf16(attention):
+    chosen = Arithmetic("bf16", torch.device("cuda", 0), attention).attention(256, 16, 72)
+    assert chosen == attention or attention == "auto"
+
+
+def test_a_checkpoint_of_xl_holds_up_the_step_for_less_than_a_second(tmp_path):
+    """11 GB through page-locked buffers, which the first save makes."""
+    device = torch.device("cuda", 0)
+    content = {"model": {str(i): torch.randn(27, 10**6, device=device) for i in range(100)}}
+    saver = Saver(tmp_path, Ranks(0, 1, device), keep_last=1, milestone_every=0)
+    saver.save(1, content)
+    saver.wait()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    saver.save(2, content)
+    waited = time.perf_counter() - begin
+    saver.wait()
+    assert waited < 1
