@@ -193,17 +193,25 @@ class Trainer:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: naming the first tensor that does not fit.
+            ValueError: naming the first tensor that does not fit, or another VAE than then.
         """
         for module, weights in ((self.model, origin.model), (self.state.ema.model, origin.ema)):
             if weights:
                 check_state(module, weights)
+        ours = self.codec.identity
+        for key in ("sha256", "scale", "shift"):  # not its name: a folder may have moved
+            then, now = origin.codec.get(key), ours.get(key)
+            if None not in (then, now) and then != now:
+                raise ValueError(f"its VAE had the {key} {then}, but --vae {self.domain.vae} {now}")
         self.state.resume(origin)
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint of this run stores."""
-        args = {"args": dataclasses.asdict(self.config), "architecture": self.model.config}
-        return self.state.content() | args
+        return self.state.content() | {
+            "args": dataclasses.asdict(self.config),
+            "architecture": self.model.config,
+            "codec": self.codec.identity,
+        }
 
     def can_decode(self, log: Log) -> bool:
         """Whether pictures can be made; found out before the run, not at its first preview."""

@@ -32,6 +32,7 @@ class Checkpoint:
     ema: dict[str, Tensor]
     opt: dict[str, Any] = field(default_factory=dict)
     regulariser: dict[str, Tensor] = field(default_factory=dict)
+    codec: dict[str, Any] = field(default_factory=dict)  # what made the model's inputs
     args: dict[str, Any] = field(default_factory=dict)
     architecture: dict[str, Any] | None = None  # arguments of the network; public files lack it
     reversed_time: bool = False  # its flags are REPA's: t = 0 is data
@@ -61,7 +62,8 @@ def read(path: str | Path) -> Checkpoint:
     args = content.get("args") or {}
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     parts = {"args": args, "opt": content.get("opt") or {}}
-    parts["regulariser"] = content.get("regulariser") or {}
+    for name in ("regulariser", "codec"):
+        parts[name] = content.get(name) or {}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise InputError(f"checkpoint {path}: its {name} is a {type(part).__name__}")

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-
 AHEAD = 8  # steps whose noise is drawn at once
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -470,6 +471,24 @@ def test_more_processes_than_gpus_is_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(InputError, match="3 processes on a host with 2 GPUs.*nproc_per_node=2"):
         distributed.start("cuda")
+
+
+def test_going_on_with_another_vae_is_refused(tmp_path, tiny_vae):
+    """The weights changed under an unchanged path: latents of another kind, and a ruined run."""
+    from safetensors.torch import load_file, save_file
+
+    vae = tmp_path / "vae"
+    shutil.copytree(tiny_vae, vae)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for number in range(12):
+        Image.new("RGB", (16, 16), (number, 9, 9)).save(tmp_path / "images/a" / f"{number}.png")
+    flags = ["--dataset_name", "folder", "--data-path", tmp_path / "images", "--vae", vae]
+    flags = [*BATCH, *flags, "--image-size", 16, "--results-dir", tmp_path / "results"]
+    succeed("train", *flags, "--max-steps", 1)
+    (file,) = vae.glob("*.safetensors")
+    save_file({name: 1.5 * w for name, w in load_file(file).items()}, file, {"format": "pt"})
+    said = refused("train", *flags, "--max-steps", 2, "--resume", "auto")
+    assert "its VAE had the sha256" in said and str(vae) in said
 
 
 @pytest.fixture(scope="module")
