@@ -77,7 +77,7 @@ def main() -> None:
         )  # fmt: skip
         log.open_writers(dataclasses.asdict(config))
         log.say(f"{folder}: {trainer.summary()}")
-        previews = config.sample_every and trainer.can_decode(log)
+        previews = config.sample_every and ranks.from_main(lambda: trainer.can_decode(log))
         batches = sound(chain([first], ahead), log)
         saver = Saver(
             folder, ranks, keep_last=config.keep_last, milestone_every=config.milestone_every

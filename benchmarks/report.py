@@ -4,6 +4,7 @@ Speeds drift with clocks, heat and other people's work. So what is compared runs
 few calls each in turn, round after round in rotating order, and ratios are taken within a round.
 """
 
+import gc
 import json
 import os
 import sys
@@ -70,15 +71,15 @@ class Contestant(NamedTuple):
 class Measured(NamedTuple):
     """What a contestant took.
 
-    step_bytes is the peak of a call above what is held between calls; held_bytes is what is held
-    (weights, optimizer, EMA), None on a CPU, where torch does not know it.
+    step_bytes is the peak of a call above what is held between calls; held_bytes is what is held:
+    weights, optimizer, EMA, and where a loop keeps them, gradients.
     """
 
     name: str
     images: int
     seconds: np.ndarray  # (rounds, calls), of one call
     step_bytes: int
-    held_bytes: int | None
+    held_bytes: int
 
     @property
     def median(self) -> float:
@@ -98,7 +99,7 @@ class Measured(NamedTuple):
         return self.times() | {
             "images_per_s": self.images_per_s,
             "step_gib": self.step_bytes / GIB,
-            "held_gib": None if self.held_bytes is None else self.held_bytes / GIB,
+            "peak_gib": (self.held_bytes + self.step_bytes) / GIB,
         }
 
 
@@ -124,15 +125,15 @@ def beside(base: Measured, one: Measured) -> dict[str, float]:
 
 
 def cost(base: Measured, one: Measured) -> dict[str, float]:
-    """What `one` costs over `base`, in percent: of time per image in the same rounds, and of
-    memory (on a CPU of what a step allocates alone, so a larger share than of all memory)."""
+    """What `one` costs over `base`, in percent: of time per image in the same rounds, and of the
+    peak of memory."""
     slower = speedup(one, base)
-    memory = [m.step_bytes + (m.held_bytes or 0) for m in (base, one)]
+    memory = [m.step_bytes + m.held_bytes for m in (base, one)]
     return {
         "time_percent": 100 * (slower.median - 1),
         "time_percent_low": 100 * (slower.low - 1),
         "time_percent_high": 100 * (slower.high - 1),
-        "memory_percent": 100 * (memory[1] / memory[0] - 1) if memory[0] else 0.0,
+        "memory_percent": 100 * (memory[1] / memory[0] - 1),
     }
 
 
@@ -142,11 +143,11 @@ def interleave(
     """Build and warm up all, then time them by turns; by name, in the order given."""
     calls, held, seconds = {}, {}, {one.name: [] for one in contestants}
     for one in contestants:
-        before = held_bytes(device)
+        before = HELD[device.type]()
         calls[one.name] = one.build()
         for _ in range(flags.warmup):
             calls[one.name]()
-        held[one.name] = None if before is None else held_bytes(device) - before
+        held[one.name] = HELD[device.type]() - before
     steps = {name: PEAKS[device.type](call) for name, call in calls.items()}
     names = list(calls)
     for number in range(flags.rounds):
@@ -209,12 +210,17 @@ def device_peak(call: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def held_bytes(device: torch.device) -> int | None:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+def host_held() -> int:
+    """Bytes of the CPU tensors that exist, gradients among them; not the compiler's fake ones."""
+    found = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    found += [one.grad for one in found if one.is_leaf and one.grad is not None]
+    storages = [one.untyped_storage() for one in found if one.device.type == "cpu"]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 CLOCKS = {"cpu": host_seconds, "cuda": device_seconds}
 PEAKS = {"cpu": host_peak, "cuda": device_peak}
+HELD = {"cpu": host_held, "cuda": torch.cuda.memory_allocated}
 
 
 def publish(

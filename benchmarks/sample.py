@@ -33,8 +33,11 @@ from transport import create_transport
 class Flags(MeasureFlags):
     """Measure sampling, each call a whole batch from noise to the end, beside the public code's.
 
-    On a CPU:    OMP_NUM_THREADS=2 python -m benchmarks.sample --batch 8 --num-sampling-steps 50
-    On one GPU:  python -m benchmarks.sample --model SiT-XL/2 --batch 128 --decode
+    On a CPU:
+    OMP_NUM_THREADS=2 python -m benchmarks.sample --batch 8 --num-sampling-steps 50
+
+    On one GPU:
+    python -m benchmarks.sample --model SiT-XL/2 --batch 128 --decode
     """
 
     rounds: int = 3  # every contestant runs once per round, in rotating order
@@ -205,8 +208,8 @@ def counts(calls: int, rows: int) -> dict[str, float]:
 
 
 def without_held(row: dict[str, Any]) -> dict[str, Any]:
-    """All samplers share two networks, so nobody holds them."""
-    return {name: value for name, value in row.items() if name != "held_gib"}
+    """All samplers share two networks, so what one holds says nothing."""
+    return {name: value for name, value in row.items() if name != "peak_gib"}
 
 
 if __name__ == "__main__":

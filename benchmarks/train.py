@@ -27,9 +27,12 @@ from runtime.state import TrainState
 class Flags(StepFlags):
     """Measure whole training steps on random latents in memory, interleaved with the public code's.
 
-    On a CPU:    OMP_NUM_THREADS=2 python -m benchmarks.train --model SiT-S/2 --batch 8
-    On one GPU:  python -m benchmarks.train --model SiT-XL/2 --batch 128 --rounds 10 --calls 20
-                 --settle 3 --warmup 30
+    On a CPU:
+    OMP_NUM_THREADS=2 python -m benchmarks.train --model SiT-S/2 --batch 8
+
+    On one GPU:
+    python -m benchmarks.train --model SiT-XL/2 --batch 128 --rounds 10 --calls 20
+    --settle 3 --warmup 30
     """
 
     against: str | None = None  # checkout of the public code; None: the one restated here

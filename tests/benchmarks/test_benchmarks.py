@@ -9,7 +9,15 @@ from torch import nn
 
 from benchmarks import baseline, sample
 from benchmarks.baseline import RESTATED, PublicLoop, public_network
-from benchmarks.report import Contestant, Measured, MeasureFlags, host_peak, interleave, speedup
+from benchmarks.report import (
+    Contestant,
+    Measured,
+    MeasureFlags,
+    host_held,
+    host_peak,
+    interleave,
+    speedup,
+)
 from benchmarks.sample import GROUPS, LATE, OURS, PUBLIC, Theirs, alive, compared, opened
 from benchmarks.train import optimizer_parts
 from domains import build
@@ -144,18 +152,23 @@ def test_contestants_take_turns_and_ratios_are_taken_within_a_round():
     assert "".join(order[-12:]) == "aabb" + "bbaa" + "aabb"
     assert measured["a"].seconds.shape == (3, 2)
 
-    slow = Measured("slow", 4, np.array([[2.0], [4.0], [9.0]]), 0, None)
-    fast = Measured("fast", 8, np.array([[1.0], [1.0], [3.0]]), 0, None)
+    slow = Measured("slow", 4, np.array([[2.0], [4.0], [9.0]]), 0, 0)
+    fast = Measured("fast", 8, np.array([[1.0], [1.0], [3.0]]), 0, 0)
     assert speedup(slow, fast) == (6, 4, 8)
 
 
-def test_peak_memory_of_a_call_is_what_it_allocates_at_once():
+def test_memory_is_what_a_call_allocates_at_once_and_what_is_held():
     def call() -> None:
         for _ in range(3):
             torch.zeros(1000, 500)
         _ = torch.zeros(1000, 1000), torch.zeros(1000, 1000)
 
     assert host_peak(call) == 2 * 4_000_000
+    before = host_held()
+    weight = nn.Parameter(torch.zeros(1000, 500))
+    views = [weight[:10], weight.detach()]
+    weight.sum().backward()
+    assert host_held() - before == 2 * 2_000_000, views
 
 
 CHECKOUT = {
