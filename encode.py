@@ -44,7 +44,7 @@ def main() -> None:
     batches = iter(loader(config, images, shards, ranks))
     total = sum(shard.stop - shard.start for shard in shards)
     with (
-        Arithmetic(default_precision(ranks.device), ranks.device),
+        Arithmetic(default_precision(ranks.device), ranks.device)(),
         tqdm(total=total, unit="image", disable=not (ranks.is_main and shards)) as bar,
     ):
         bar.set_description(f"process 1 of {ranks.size}")

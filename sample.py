@@ -46,9 +46,13 @@ class Network(nn.Module):
         self.model, self.arithmetic = model, arithmetic
         self.calls = self.rows = 0
 
+    def attention(self) -> str:
+        """The kernel that attention runs on."""
+        return self.arithmetic.attention(*self.model.attention_shape)
+
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         self.calls, self.rows = self.calls + 1, self.rows + len(x)
-        with self.arithmetic:
+        with self.arithmetic():
             return self.model(x, t, **cond).pred
 
 
@@ -108,7 +112,7 @@ class Opened(NamedTuple):
         x = sample(z.double() if flags.float64 else z, self.network, y=y)[-1]
         if not x.isfinite().all():
             raise FloatingPointError(f"samples of {self.checkpoint.path} are not finite")
-        with self.network.arithmetic:
+        with self.network.arithmetic.autocast():
             return self.domain.codec.decode(x)
 
 
@@ -148,6 +152,7 @@ def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
     if compiles(flags.compile, device) == "on":
         model.compile_blocks()
     network = Network(model, Arithmetic(precision, device, flags.attention))
+    network.attention()  # refused now rather than after the noise is drawn
     # The weights are in the network now; the optimizer's state, twice their size, is not needed.
     found = dataclasses.replace(found, model={}, ema={}, opt={}, regulariser={})
     return Opened(found, network, transport, domain)

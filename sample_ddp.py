@@ -42,7 +42,10 @@ def main() -> None:
     name = flags.name or public_name(flags, opened) + f"-{digest(protocol)[:8]}"
     out = Path(flags.sample_dir) / f"{name}.npz"
     blocks = Blocks(out.with_suffix(".blocks"))
+    pngs = out.with_suffix("")
     if ranks.from_main(lambda: is_finished(out, blocks, protocol, flags)):
+        if flags.pngs:
+            ranks.from_main(lambda: write_pngs(pngs, range(task.count), np.load(out)["arr_0"]))
         return ranks.from_main(lambda: print(f"{out} is finished"))
 
     def write(first: int, part: int, indices: range, arrays: dict[str, np.ndarray] | None) -> None:
@@ -50,7 +53,9 @@ def main() -> None:
             blocks.write(first, part, index=np.asarray(indices), **arrays)
         if flags.pngs:
             images = np.load(blocks.path(first, part))["arr_0"]
-            write_pngs(out.with_suffix(""), indices, images, task.count)
+            write_pngs(
+                pngs, range(indices.start, min(indices.stop, task.count), indices.step), images
+            )
 
     # One batch is written while the next is computed.
     with ThreadPoolExecutor(1) as writer:
@@ -318,6 +323,7 @@ def finish(out: Path, blocks: Blocks, protocol: dict[str, Any], task: Samples) -
             "numpy": np.__version__, "torchdiffeq": version("torchdiffeq"),
         },
         "device": torch.cuda.get_device_name() if task.ranks.device.type == "cuda" else "cpu",
+        "attention": task.opened.network.attention(),
         "compiled": compiles(task.flags.compile, task.ranks.device) == "on",
     }  # fmt: skip
     write_json(out.with_suffix(".json"), protocol | measured)
@@ -330,14 +336,13 @@ def finish(out: Path, blocks: Blocks, protocol: dict[str, Any], task: Samples) -
         )
 
 
-def write_pngs(folder: Path, indices: range, images: np.ndarray, count: int) -> None:
+def write_pngs(folder: Path, indices: range, images: np.ndarray) -> None:
+    """The first images as {index:06d}.png; what comes after the last index is padding."""
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in zip(indices, images, strict=True):
-        if index < count:
-            with atomic_write(folder / f"{index:06d}.png") as file:
-                Image.fromarray(image.squeeze()).save(file, format="PNG")
+    for index, image in zip(indices, images, strict=False):
+        with atomic_write(folder / f"{index:06d}.png") as file:
+            Image.fromarray(image.squeeze()).save(file, format="PNG")
 
 
 if __name__ == "__main__":

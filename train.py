@@ -6,7 +6,6 @@ torchrun --nproc_per_node=8 train.py --preset t1-xl
 
 import ast
 import dataclasses
-import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -27,8 +26,8 @@ from runtime.distributed import Ranks
 from runtime.ema import EMA
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from runtime.hardware import peak_flops
-from runtime.log import Log, clock
+from runtime.log import Log
+from runtime.plan import Needs, costs, measured_rate
 from runtime.precision import Arithmetic, compiles, default_precision
 from runtime.prefetch import Prefetch
 from runtime.presets import PRESETS
@@ -45,7 +44,7 @@ def main() -> None:
     with asked_of_user():
         config, domain, transport, model, regulariser = build(config, ranks.device)
     if config.dry_run:
-        return ranks.from_main(lambda: print(plan(config, model)))
+        return ranks.from_main(lambda: print_dry_run(config, model))
 
     images = domain.train_set()
     config = with_length(config, len(images), ranks.size)
@@ -64,19 +63,20 @@ def main() -> None:
     if state.step >= config.max_steps:
         return ranks.from_main(lambda: print(f"{start.folder} is finished: step {state.step}"))
 
+    needs = needs_of(model)
     read = iter(loader(config, images, ranks, start=state.step))
     with Prefetch(read, to_device, ranks.device) as ahead:
         first = next(ahead).checked()  # what is wrong with the data shows before a file is written
         if config.plan:
-            return print_plan(trainer, chain([first], ahead))
+            return print_plan(trainer, chain([first], ahead), needs)
         folder = Path(ranks.from_main(lambda: opened_folder(start)))
         log = Log(
             folder, ranks, start=state.step, stop=config.max_steps,
-            images_per_step=config.global_batch_size, flops_per_image=train_flops(model),
+            images_per_step=config.global_batch_size, flops_per_image=needs.flops,
             waited=lambda: ahead.waited,
         )  # fmt: skip
         log.open_writers(dataclasses.asdict(config))
-        log.say(f"{folder}: {trainer.summary()}")
+        log.say(f"{folder}: {needs.parameters:,} parameters, {trainer.summary()}")
         previews = config.sample_every and ranks.from_main(lambda: trainer.can_decode(log))
         batches = sound(chain([first], ahead), log)
         saver = Saver(
@@ -89,7 +89,7 @@ def main() -> None:
             saver.check()
             last = done == config.max_steps
             saves = last or done % config.ckpt_every == 0
-            if saves or done % config.log_every == 0:
+            if trainer.reports(done):
                 # Finds what is not finite, before it is saved.
                 log.write(done, reg_weight=trainer.reg_weight(done - 1))
             if saves:
@@ -119,11 +119,7 @@ class Trainer:
         self.codec = domain.codec.to(ranks.device)
         self.transport, self.model, self.regulariser = transport, model, regulariser
         self.arithmetic = Arithmetic(config.precision, ranks.device, config.attention)
-        heads = model.config["num_heads"]
-        self.attention = self.arithmetic.attention(
-            model.num_tokens, heads, model.config["hidden_size"] // heads
-        )
-
+        self.attention = self.arithmetic.attention(*model.attention_shape)
         training_step = TrainingStep(model, transport, regulariser).to(ranks.device)
         ema = EMA(model, config.ema_decay)
         if config.compile == "on":
@@ -162,8 +158,9 @@ class Trainer:
             cond = self.model.drop({"y": batch.y}, draws.dropped)
             t = self.transport.times(draws.time)
             last = micro == config.grad_accum - 1
-            with parallel.gradient_sync(self.training_step, last=last):
-                with self.arithmetic:
+            sync = parallel.gradient_sync(self.training_step, last=last)
+            with sync, self.arithmetic.kernels():
+                with self.arithmetic.autocast():
                     losses = self.training_step(x, draws.noise, t, cond, weight)
                 (losses.total / config.grad_accum).backward()
             parts.append(torch.stack(losses).detach())
@@ -179,7 +176,7 @@ class Trainer:
         config, device = self.config, self.ranks.device
         size = config.global_batch_size // (self.ranks.size * config.grad_accum)
         x, zeros = (torch.zeros(size, *axes, device=device) for axes in (self.domain.shape, ()))
-        with self.arithmetic:
+        with self.arithmetic():
             return module(x, x, zeros, {"y": zeros.long()}, zeros[0]).total
 
     def reg_weight(self, step: int) -> float:
@@ -187,7 +184,8 @@ class Trainer:
 
     def reports(self, step: int) -> bool:
         """Whether a log line is written after this many steps."""
-        return step % self.config.log_every == 0 or step == self.config.max_steps
+        every = (self.config.log_every, self.config.ckpt_every)
+        return step == self.config.max_steps or any(step % steps == 0 for steps in every)
 
     def resume(self, origin: Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -237,17 +235,16 @@ class Trainer:
             sampling_method="heun2", num_steps=25, guidance=guidance
         )
         z, _ = streams.start(domain.shape, domain.num_classes)
-        with self.arithmetic:
+        with self.arithmetic():
             x = sample(z, self.state.ema.model, y=y)[-1]
         if self.ranks.is_main:
             domain.save_grid(self.codec.decode(x), path)
 
     def summary(self) -> str:
-        parameters = sum(p.numel() for p in self.model.parameters())
+        config = self.config
         return (
-            f"{self.config.model}, {parameters:,} parameters, "
-            f"{self.regulariser or 'no regulariser'}, {self.config.precision}, "
-            f"attention by {self.attention}{', compiled' if self.config.compile == 'on' else ''}"
+            f"{config.model}, {self.regulariser or 'no regulariser'}, {config.precision}, "
+            f"attention by {self.attention}{', compiled' if config.compile == 'on' else ''}"
         )
 
 
@@ -418,55 +415,23 @@ def sound(batches: Iterable[domains.Batch], log: Log) -> Iterator[domains.Batch]
         yield batch.checked()
 
 
-def plan(config: TrainConfig, model: SiT) -> str:
-    """What --dry-run prints."""
+def needs_of(model: SiT) -> Needs:
+    return Needs(sum(p.numel() for p in model.parameters()), train_flops(model))
+
+
+def print_dry_run(config: TrainConfig, model: SiT) -> None:
+    """The resolved flags, and what the model needs."""
     flags = [f"  {name:24} {value}" for name, value in dataclasses.asdict(config).items()]
-    parameters = sum(p.numel() for p in model.parameters())
-    states = 20 * parameters / 2**30  # float32 weights, gradients, two moments, EMA
-    file = 16 * parameters / 2**30  # the same without gradients
-    return "\n".join(
-        [
-            *flags,
-            f"parameters                 {parameters:,}",
-            f"arithmetic                 {train_flops(model) / 1e9:.2f} GFLOP per image",
-            f"memory                     {states:.2f} GiB for weights, gradients, AdamW and EMA, "
-            "before activations; of one process, or of all with --shard",
-            f"checkpoint                 {file:.2f} GiB each",
-        ]
-    )
+    print("\n".join(flags + needs_of(model).lines()))
 
 
-def print_plan(trainer: Trainer, batches: Iterator[domains.Batch]) -> None:
-    """What --plan prints: --dry-run's, and the cost of the run at the rate of its first steps."""
-    config, ranks = trainer.config, trainer.ranks
-    device, steps = ranks.device, config.max_steps
-    begin, timed = time.perf_counter(), 0
-    for done in range(1, min(steps, 13) + 1):
-        trainer.step(batches)["loss"].item()
-        if done == min(3, steps - 1):  # the first steps compile and allocate
-            begin, timed = time.perf_counter(), done
-    seconds = (time.perf_counter() - begin) / (done - timed)
-    file = 16 * sum(p.numel() for p in trainer.model.parameters()) / 2**30
-    kept = steps // config.ckpt_every + bool(steps % config.ckpt_every)
-    if config.keep_last:
-        kept = min(kept, config.keep_last + steps // config.milestone_every)
-    hours, unit = steps * seconds * ranks.size / 3600, "GPU" if device.type == "cuda" else "process"
-    rate, total = config.global_batch_size / seconds, steps * seconds
-    lines = [
-        plan(config, trainer.model),
-        f"checkpoints                {kept} kept at most: {kept * file:.1f} GiB of disk",
-        f"rate                       {rate:.1f} images/s, {1 / seconds:.2f} steps/s on "
-        f"{ranks.size} {unit}; attention by {trainer.attention}; "
-        f"mean of steps {timed + 1} to {done}",
-        f"run                        {steps} steps: {clock(total)}, {hours:.1f} {unit} hours",
-    ]
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**30
-        lines.append(f"peak memory                {peak:.2f} GiB per GPU, measured")
-        if at_best := peak_flops(device):
-            share = rate * train_flops(trainer.model) / (at_best * ranks.size)
-            lines.append(f"MFU                        {share:.1%} of the bf16 peak")
-    ranks.from_main(lambda: print("\n".join(lines)))
+def print_plan(trainer: Trainer, batches: Iterator[domains.Batch], needs: Needs) -> None:
+    """What the model needs, and the run at the rate of a few steps."""
+    left = trainer.config.max_steps - trainer.state.step
+    rate = measured_rate(lambda: trainer.step(batches)["loss"], left)
+    summary = f"step                       {trainer.summary()}"
+    lines = costs(needs, rate, trainer.config, trainer.ranks, left=left)
+    trainer.ranks.from_main(lambda: print("\n".join([*needs.lines(), summary, *lines])))
 
 
 if __name__ == "__main__":

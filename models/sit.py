@@ -179,8 +179,10 @@ class SiT(nn.Module):
         return len(self.blocks)
 
     @property
-    def num_tokens(self) -> int:
-        return torch.Size(self.grid).numel()
+    def attention_shape(self) -> tuple[int, int, int]:
+        """Tokens, heads, and the width of a head."""
+        width, heads = self.config["hidden_size"], self.config["num_heads"]
+        return torch.Size(self.grid).numel(), heads, width // heads
 
     @property
     def patch_volume(self) -> int:
@@ -210,10 +212,10 @@ class SiT(nn.Module):
 
         The blocks share one graph, so it takes as long for XL as for S, and features and gradients
         are there between them. Copy the model before, not after: a copy of a compiled block
-        computes with the original's weights. `options` go to torch.compile.
+        computes with the original's weights. `options` go to torch.compile, which makes a graph for
+        every batch size, at most `torch._dynamo.config.recompile_limit` of them.
         """
-        # A graph for every batch size: guidance within an interval uses two, and a graph for any
-        # size is slower.
+        # One graph for any size would be slower; guidance within an interval uses two sizes.
         options = {"fullgraph": True, "dynamic": False} | options
         for part in (*self.blocks, self.final_layer):
             # Its forward alone: the hooks of FSDP and of `record_blocks` stay outside.

@@ -20,6 +20,8 @@ from .errors import InputError, sentence_of
 T = TypeVar("T")
 
 LEAVE = b"leave"
+# What a process waits for before it leaves at once: a checkpoint that is being written.
+unfinished: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ def watch_others(rank: int) -> None:
         except RuntimeError:  # the store ended with the job
             return
         if word == LEAVE:
+            for finish in unfinished:
+                finish()
+            store.add("left-" + attempt(), 1)
             os._exit(2)
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -141,11 +146,14 @@ def leave(alone: bool) -> None:
     store_is_up = dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if size > 1 and store_is_up:
         store = failures_store(timedelta(seconds=30))
+        for finish in unfinished:
+            finish()
         if alone:
-            for rank in range(size):
-                store.set(word_for(rank), LEAVE)
+            for other in set(range(size)) - {int(os.environ["RANK"])}:
+                store.set(word_for(other), LEAVE)
         left = store.add("left-" + attempt(), 1)
-        deadline = time.monotonic() + (1 if alone else 5)
+        # Who leaves alone waits for the others' unfinished work: torchrun ends them after it.
+        deadline = time.monotonic() + (120 if alone else 5)
         while left < size and time.monotonic() < deadline:
             time.sleep(0.01)
             left = store.add("left-" + attempt(), 0)

@@ -34,7 +34,7 @@ def run(main: Callable[[], None]) -> None:
         if error.filename is None:
             raise
         print(f"error: {sentence_of(error)}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        distributed.leave(alone=True)
     except KeyboardInterrupt:
         sys.exit(130)
     distributed.stop()

@@ -38,9 +38,14 @@ def replicate(module: nn.Module, ranks: Ranks, example: Callable[[nn.Module], Te
             module, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
             gradient_as_bucket_view=True, broadcast_buffers=False, bucket_cap_mb=BUCKET,
         )  # fmt: skip
+    # Blocks are compiled one by one; dynamo would cut them once more, along DDP's buckets.
+    torch._dynamo.config.optimize_ddp = False
+    before = [buffer.clone() for buffer in module.buffers()]
     for _ in range(2):
         example(ddp).backward()
     ddp.zero_grad(set_to_none=True)
+    for buffer, value in zip(module.buffers(), before, strict=True):
+        buffer.copy_(value)
     return ddp
 
 

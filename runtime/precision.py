@@ -1,6 +1,7 @@
 """Arithmetic of a run: fp32 | tf32 | bf16 by one name, and the attention kernel by another."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def compiles(asked: str, device: torch.device) -> str:
 
 
 class Arithmetic:
-    """`with Arithmetic(...):` around everything that the network computes.
+    """How a run computes: `with arithmetic():` around all that the network does.
 
     Args:
         precision: "fp32", "tf32" or "bf16" (float32 weights, bfloat16 products).
@@ -38,20 +39,24 @@ class Arithmetic:
     def __init__(self, precision: str, device: torch.device, attention: str = "auto") -> None:
         torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        # Compiled graphs have the kernel built in, but torch's cache does not ask for it.
+        torch.compiler.config.cache_key_tag = f"attention={attention}"
         self.bf16, self.device = precision == "bf16", device
         self.asked = attention
-        self.kernels = list(ATTENTION.values()) if attention == "auto" else [ATTENTION[attention]]
-        self.entered = ExitStack()
+        self.order = list(ATTENTION.values()) if attention == "auto" else [ATTENTION[attention]]
 
-    def __enter__(self) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(sdpa_kernel(self.kernels, set_priority=True))
-            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-            stack.enter_context(autocast)
-            self.entered = stack.pop_all()
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.kernels(), self.autocast():
+            yield
 
-    def __exit__(self, *error) -> None:
-        self.entered.close()
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def kernels(self) -> AbstractContextManager:
+        """The attention kernels alone: for the backward pass too, where activation checkpointing
+        computes the blocks again."""
+        return sdpa_kernel(self.order, set_priority=True)
 
     def attention(self, tokens: int, heads: int, head_dim: int) -> str:
         """The kernel that attention of this shape runs on, as torch chooses it for training.
@@ -63,13 +68,13 @@ class Arithmetic:
         q = torch.empty(1, heads, tokens, head_dim, dtype=dtype, device=self.device)
         q.requires_grad_()
         try:
-            with self:
+            with self():
                 F.scaled_dot_product_attention(q, q, q)
                 chosen = SDPBackend(torch._fused_sdp_choice(q, q, q))
         except RuntimeError as error:
             raise InputError(
                 f"--attention {self.asked} cannot run on {self.device.type} in {dtype} with heads "
-                f"of {head_dim}: use --attention auto" + ("" if self.bf16 else ", or bf16")
+                f"of {head_dim}: use --attention auto"
             ) from error
         return next(name for name, kernel in ATTENTION.items() if kernel == chosen)
 

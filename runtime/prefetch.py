@@ -46,6 +46,8 @@ class Prefetch(Generic[Batch]):
         self.thread.start()
 
     def fetch(self) -> None:
+        if self.on_gpu:  # a thread begins on GPU 0, where every rank would open a context
+            torch.cuda.set_device(self.device)
         try:
             for batch in self.batches:
                 self.put(self.copied(batch))
@@ -84,7 +86,7 @@ class Prefetch(Generic[Batch]):
             current = torch.cuda.current_stream()
             current.wait_event(copied)
             for part in batch:
-                if isinstance(part, Tensor):
+                if isinstance(part, Tensor) and part.is_cuda:
                     part.record_stream(current)  # its memory is not reused before that is done
         return batch
 

@@ -1,13 +1,13 @@
 """Checkpoints written in a thread: training waits only while the state is copied to the host."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, distributed
 from .distributed import Ranks
 from .errors import LocalError
 from .parallel import whole
@@ -16,9 +16,9 @@ from .parallel import whole
 class Saver:
     """Writes `folder/checkpoints/{step:07d}.pt`, then deletes what need not be kept.
 
-    A save waits for the one before it. The copy goes through buffers that are made once: 16 bytes
-    per parameter of host memory on rank 0, page-locked on CUDA, where that makes it as fast as the
-    bus (11 GB for XL/2).
+    A save waits for the one before it. The copy goes through buffers that the first save makes: 16
+    bytes per parameter of host memory on rank 0. On CUDA they are page-locked, which makes the copy
+    as fast as the bus, and rounded up to powers of two (14 GB for XL/2).
     """
 
     def __init__(self, folder: Path, ranks: Ranks, *, keep_last: int, milestone_every: int) -> None:
@@ -27,6 +27,7 @@ class Saver:
         self.buffers: dict[str, Tensor] = {}
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future | None = None
+        distributed.unfinished.append(self.settle)
 
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Begin to write a checkpoint. Every rank calls; rank 0 writes whole tensors.
@@ -50,6 +51,11 @@ class Saver:
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
+
+    def settle(self) -> None:
+        """Until nothing is being written, whatever became of it."""
+        if self.writing is not None:
+            wait([self.writing])
 
     def check(self) -> None:
         """Raise what has gone wrong with a finished save; never waits."""

@@ -65,13 +65,14 @@ class TrainState:
             self.opt.load_state_dict(self.optimizer_placed(origin.opt))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError("its optimizer state is not that of this model") from error
-        for group in self.opt.param_groups:
-            # --resume-anyway may have changed the flags, and other code does not use fused AdamW.
-            group.update(settings, fused=True, foreach=None)
+        for group in self.opt.param_groups:  # --resume-anyway may have changed them
+            group.update(settings)
         self.step = origin.step
 
     def optimizer_placed(self, opt: dict[str, Any]) -> dict[str, Any]:
         """AdamW's state of whole tensors, each placed as the parameter that it belongs to."""
+        # Other code's groups are not fused, and torch would leave their step counts on the CPU.
+        groups = [group | {"fused": True, "foreach": None} for group in opt["param_groups"]]
         state = {
             number: {
                 name: placed(value, self.parameters[number]) if torch.is_tensor(value) else value
@@ -79,7 +80,7 @@ class TrainState:
             }
             for number, moments in opt["state"].items()
         }
-        return opt | {"state": state}
+        return {"state": state, "param_groups": groups}
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint stores; sharded tensors are still in parts."""

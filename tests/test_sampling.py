@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -90,6 +91,32 @@ def test_npz_is_what_adm_reads(tmp_path, ckpt):
     assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(20)]
     assert np.array_equal(np.asarray(Image.open(pictures[7])), content["arr_0"][7, :, :, 0])
     assert not list(tmp_path.glob("*.blocks"))
+
+
+def test_pictures_can_be_asked_for_afterwards(tmp_path, ckpt):
+    flags = ["--sampling-method", "euler", "--num-sampling-steps", 3, "--sample-dir", tmp_path]
+    succeed("sample_ddp", "ODE", "--ckpt", ckpt, *SMALL, *flags)
+    succeed("sample_ddp", "ODE", "--ckpt", ckpt, *SMALL, *flags, "--pngs")
+    content = np.load(npz_of(tmp_path))["arr_0"]
+    pictures = sorted(npz_of(tmp_path).with_suffix("").glob("*.png"))
+    assert len(pictures) == len(content) == 20
+    assert np.array_equal(np.asarray(Image.open(pictures[7])), content[7, :, :, 0])
+
+
+def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(tmp_path, ckpt):
+    flags = ["--ckpt", ckpt, *SMALL, "--sampling-method", "euler", "--num-sampling-steps", 3]
+    flags += ["--sample-dir", tmp_path, "--name", "x"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        result = call("sample_ddp", "ODE", *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = result.err.splitlines()[-1]  # below the progress bar
+    assert result.code == 2 and said.startswith(f"error: {tmp_path}")
+    assert "Traceback" not in result.err and not list(tmp_path.rglob("*.tmp"))
+    succeed("sample_ddp", "ODE", *flags)
+    assert len(np.load(tmp_path / "x.npz")["arr_0"]) == 20
 
 
 def test_sample_i_is_a_function_of_seed_and_i_alone(tmp_path, ckpt, model):
@@ -362,6 +389,7 @@ def test_bad_flags_of_sampling_get_one_sentence(tmp_path, ckpt, flags, words):
         ("ODE --per-proc-batch-size 0", "--per-proc-batch-size 0"),
         ("ODE --likelihood --pngs", "without --pngs"),
         ("ODE --reverse --cfg-scale 2", "--cfg-scale"),
+        ("ODE --attention cudnn --device cpu", "--attention cudnn"),
     ],
 )
 def test_bad_flags_of_npz_sampling_write_nothing(tmp_path, ckpt, flags, words):

@@ -558,6 +558,21 @@ def test_a_plan_runs_a_few_steps_and_writes_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_plan_of_a_resumed_run_costs_what_is_left(tmp_path):
+    flags = [*BATCH, "--results-dir", tmp_path, "--milestone-every", 0]
+    succeed("train", *flags, "--max-steps", 2)
+    for stop, steps in ((3, "1 to 1"), (6, "4 to 4"), (8, "4 to 6")):
+        result = succeed("train", *flags, "--max-steps", stop, "--plan", "--resume", "auto")
+        assert f"{stop - 2} of {stop} steps" in result.out and f"steps {steps}\n" in result.out
+    assert len(list(tmp_path.glob("*/checkpoints/*"))) == 1
+
+
+def test_recomputed_blocks_use_the_kernel_that_was_asked_for(tmp_path):
+    """In the backward pass too, where another kernel would find other tensors saved."""
+    flags = ["--activation-checkpointing", "--attention", "math", "--max-steps", 2]
+    succeed("train", *BATCH, *flags, "--results-dir", tmp_path)
+
+
 def test_a_full_disk_ends_training_with_one_sentence_and_the_next_run_goes_on(tmp_path):
     flags = [*BATCH, "--results-dir", tmp_path, "--ckpt-every", 2]
     succeed("train", *flags, "--max-steps", 2)

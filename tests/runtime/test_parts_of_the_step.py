@@ -1,6 +1,9 @@
 """Optimizer, EMA, arithmetic, prefetching, checkpoints in a thread: fast, and still the same."""
 
+import os
 import resource
+import subprocess
+import sys
 import threading
 import time
 from typing import NamedTuple
@@ -19,6 +22,7 @@ from runtime.precision import Arithmetic, cast_products
 from runtime.prefetch import Prefetch
 from runtime.saver import Saver
 from runtime.state import TrainState
+from tests.commands import ROOT
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
@@ -71,7 +75,7 @@ def test_clipping_bounds_the_gradient_and_the_norm_is_the_one_before():
 def test_weights_cast_once_give_what_autocast_gives(perturb):
     model = perturb(SiT(**SMALL)).eval()
     x, t, y = torch.randn(2, 4, 4, 4), torch.rand(2), torch.tensor([0, 3])
-    with torch.no_grad(), Arithmetic("bf16", CPU):
+    with torch.no_grad(), Arithmetic("bf16", CPU)():
         before = model(x, t, y).pred
         after = cast_products(model, "bf16")(x, t, y).pred
     assert model.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
@@ -81,7 +85,7 @@ def test_weights_cast_once_give_what_autocast_gives(perturb):
 def test_arithmetic_can_be_entered_again_and_leaves_nothing_behind():
     arithmetic = Arithmetic("bf16", CPU)
     for _ in range(2):
-        with arithmetic:
+        with arithmetic():
             assert torch.is_autocast_enabled("cpu")
         assert not torch.is_autocast_enabled("cpu")
 
@@ -191,4 +195,43 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path):
             saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0000001.pt"]
+
+
+FAILS_WHILE_WRITING = """
+import sys, time
+from pathlib import Path
+import torch
+from runtime import checkpoint, distributed
+from runtime.entry import run
+from runtime.errors import LocalError
+from runtime.saver import Saver
+
+def slow(path, content, save=checkpoint.save):
+    time.sleep(2)
+    save(path, content)
+
+def main():
+    ranks = distributed.start("cpu")
+    checkpoint.save = slow
+    saver = Saver(Path(sys.argv[1]), ranks, keep_last=0, milestone_every=0)
+    saver.save(1, {"model": {"weight": torch.ones(3)}, "ema": {}, "opt": {}})
+    ranks.barrier()
+    if ranks.rank == 1:
+        raise LocalError("bad input of rank 1")
+    ranks.barrier()  # waits for rank 1 for ever
+
+run(main)
+"""
+
+
+def test_a_checkpoint_being_written_survives_the_failure_of_another_rank(tmp_path):
+    (tmp_path / "fails.py").write_text(FAILS_WHILE_WRITING)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *words, tmp_path / "fails.py", tmp_path], capture_output=True, text=True,
+        timeout=100, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode != 0 and "error: bad input of rank 1" in done.stderr
+    assert done.stderr.count("exitcode  : 2") == 2
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0000001.pt"]
