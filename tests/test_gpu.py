@@ -2,15 +2,22 @@
 
 import json
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import domains
+from runtime.checkpoint import Checkpoint
 from runtime.distributed import Ranks
+from runtime.ema import EMA
 from runtime.precision import Arithmetic
+from runtime.prefetch import Prefetch
 from runtime.saver import Saver
+from runtime.state import TrainState
 from tests.commands import checkpoint_of, flat, succeed
 
 pytestmark = [
@@ -61,6 +68,40 @@ def test_the_step_never_waits_for_the_device(flags):
             trainer.step(iter([batch]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_prefetched_batch_may_hold_tensors_of_the_host():
+    class Pair(NamedTuple):
+        raw: torch.Tensor
+        index: torch.Tensor
+
+    def to_device(pair: Pair, device: torch.device) -> Pair:
+        return pair._replace(raw=pair.raw.pin_memory().to(device, non_blocking=True))
+
+    device = torch.device("cuda", 0)
+    pairs = (Pair(torch.full((1000,), i), torch.tensor(i)) for i in range(5))
+    with Prefetch(pairs, to_device, device) as ahead:
+        for i, pair in enumerate(ahead):
+            assert pair.raw.is_cuda and (pair.raw == i).all() and pair.index == i
+
+
+def test_the_optimizer_of_other_code_goes_on_fused_on_the_gpu():
+    """Its step counts lie on the host, where fused AdamW does not take them."""
+    layer = nn.Linear(3, 3, device="cuda")
+    theirs = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 3, device="cuda")).sum().backward()
+    theirs.step()
+    weights = layer.state_dict()
+    origin = Checkpoint(
+        Path("0000001.pt"), ema=weights, model=weights, opt=theirs.state_dict(), step=1
+    )
+    state = TrainState(layer, EMA(layer, 0.9), nn.Identity(), lr=1e-3, weight_decay=0.0, clip=0.0)
+    state.resume(origin)
+    layer(torch.ones(1, 3, device="cuda")).sum().backward()
+    state.update()
+    assert all(
+        moments["step"].is_cuda and moments["step"] == 2 for moments in state.opt.state.values()
+    )
 
 
 @pytest.mark.parametrize("attention", ["auto", "cudnn", "flash", "efficient", "math"])
