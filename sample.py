@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import domains
 import models
+from domains.codecs import difference
 from runtime import checkpoint, distributed
 from runtime.checkpoint import Checkpoint
 from runtime.config import GridODE, GridSDE, ODEFlags, SampleFlags, parse_sampling
@@ -147,6 +148,7 @@ def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
         if asked != stored:
             raise InputError(f"--model {flags.model}, but {found.path} is a SiT of {stored}")
     domain.codec.to(device)
+    check_codec(flags, found, domain)
     precision = precision_of(flags, device)
     model = cast_products(model.to(device), precision)
     if compiles(flags.compile, device) == "on":
@@ -156,6 +158,22 @@ def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
     # The weights are in the network now; the optimizer's state, twice their size, is not needed.
     found = dataclasses.replace(found, model={}, ema={}, opt={}, regulariser={})
     return Opened(found, network, transport, domain)
+
+
+def check_codec(flags: SampleFlags, found: Checkpoint, domain: domains.Domain) -> None:
+    """Refuse a codec that cannot decode what the model was trained on.
+
+    Another --vae may be asked for, since decoders are trained anew for the latents of one encoder
+    (Stable Diffusion's ema and mse); the scale has to be the same.
+    """
+    ours = domain.codec.identity
+    key = difference(found.codec, ours)
+    if key is None or (key == "sha256" and flags.vae):
+        return
+    raise InputError(
+        f"{found.path} was trained on latents with {key} {found.codec[key]}, but those of --vae "
+        f"{domain.vae} have {ours[key]}: give --vae the one it was trained with"
+    )
 
 
 def precision_of(flags: SampleFlags, device: torch.device) -> str:

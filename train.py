@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import domains
+from domains.codecs import difference
 from domains.order import GlobalBatches, positions
 from layersync import SCHEDULES, LayerSync, Regulariser, check_pairs, default_pair, default_weight
 from models import SiT, adapt, architecture, check_state, train_flops
@@ -65,7 +66,7 @@ def main() -> None:
 
     needs = needs_of(model)
     read = iter(loader(config, images, ranks, start=state.step))
-    with Prefetch(read, to_device, ranks.device) as ahead:
+    with Prefetch(read, domains.Batch.to_device, ranks.device) as ahead:
         first = next(ahead).checked()  # what is wrong with the data shows before a file is written
         if config.plan:
             return print_plan(trainer, chain([first], ahead), needs)
@@ -193,14 +194,19 @@ class Trainer:
         Raises:
             ValueError: naming the first tensor that does not fit, or another VAE than then.
         """
-        for module, weights in ((self.model, origin.model), (self.state.ema.model, origin.ema)):
+        state = self.state
+        for module, weights in (
+            (state.model, origin.model), (state.ema.model, origin.ema),
+            (state.regulariser, origin.regulariser),
+        ):  # fmt: skip
             if weights:
                 check_state(module, weights)
         ours = self.codec.identity
-        for key in ("sha256", "scale", "shift"):  # not its name: a folder may have moved
-            then, now = origin.codec.get(key), ours.get(key)
-            if None not in (then, now) and then != now:
-                raise ValueError(f"its VAE had the {key} {then}, but --vae {self.domain.vae} {now}")
+        if key := difference(origin.codec, ours):
+            raise ValueError(
+                f"its latents had {key} {origin.codec[key]}, but those of --vae {self.domain.vae} "
+                f"have {ours[key]}"
+            )
         self.state.resume(origin)
 
     def content(self) -> dict[str, Any]:
@@ -399,13 +405,6 @@ def loader(config: TrainConfig, images: domains.DataSet, ranks: Ranks, *, start:
     # Latents are gathered from memory maps in the prefetching thread: processes would only copy.
     workers = config.num_workers if images.decodes else 0
     return DataLoader(images, batch_sampler=order, collate_fn=domains.as_read, num_workers=workers)
-
-
-def to_device(batch: domains.Batch, device: torch.device) -> domains.Batch:
-    """What the network sees goes to the device, from page-locked memory so that nothing waits."""
-    pinned = device.type == "cuda"
-    raw, y = ((t.pin_memory() if pinned else t).to(device, non_blocking=True) for t in batch[:2])
-    return batch._replace(raw=raw, y=y)
 
 
 def sound(batches: Iterable[domains.Batch], log: Log) -> Iterator[domains.Batch]:

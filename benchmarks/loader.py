@@ -22,7 +22,7 @@ from runtime.distributed import Ranks
 from runtime.entry import run
 from runtime.errors import InputError
 from runtime.prefetch import Prefetch
-from train import loader, to_device
+from train import loader
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,14 @@ def store(flags: Flags) -> Iterator[str]:
         encoding = Encoding(
             codec=vae, dataset_name="random", count=flags.images, num_classes=1000,
             image_size=256, latent_shape=SHAPE, shard_size=flags.shard_size,
+            data_set="random",
         )  # fmt: skip
         folder = Path(made)
         moments = torch.randn(min(flags.images, flags.shard_size), *encoding.moments_shape).half()
         for shard in encoding.shards:
             size = shard.stop - shard.start
-            write_shard(folder, encoding, shard, moments[:size], torch.arange(size) % 1000)
+            labels = torch.arange(size) % 1000
+            write_shard(folder, encoding, shard, moments[:size], labels, replaced=0)
         write_manifest(folder, encoding)
         yield made
 
@@ -115,7 +117,7 @@ def waiting(flags: Flags, folder: str, ranks: Ranks) -> None:
     """How long the steps of a run stand still because there is no batch."""
     trainer = trainer_of(flags, ranks, dataset_name="latents", data_path=folder)
     read = iter(loader(trainer.config, trainer.domain.train_set(), ranks, start=0))
-    with Prefetch(read, to_device, ranks.device) as batches:
+    with Prefetch(read, domains.Batch.to_device, ranks.device) as batches:
         for _ in range(flags.warmup):
             trainer.step(batches)
         waited = batches.waited

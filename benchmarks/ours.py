@@ -13,7 +13,7 @@ from runtime.config import TrainConfig
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user
 from runtime.errors import InputError
-from train import Trainer, build, to_device
+from train import Trainer, build
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def trainer_of(flags: StepFlags, ranks: Ranks, **asked: Any) -> Trainer:
 def batch_of(domain: domains.Domain, size: int, device: torch.device) -> domains.Batch:
     """The first samples of a domain's data, on a device."""
     draws = domains.Draws.plain(range(size))
-    return to_device(domain.train_set().__getitems__(draws).checked(), device)
+    return domain.train_set().__getitems__(draws).checked().to_device(device)
 
 
 def step_of(trainer: Trainer) -> Callable[[], Any]:

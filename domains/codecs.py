@@ -115,7 +115,8 @@ class VAECodec:
     @torch.no_grad()
     def encode(self, raw: Tensor) -> Tensor:
         parts = []
-        # In float32 also under bf16 autocast: latents are made once, and trained on for weeks.
+        # In float32 (its products in TF32 under --precision tf32), also under bf16 autocast:
+        # latents are made once, and trained on for weeks.
         with torch.autocast(self.vae.device.type, enabled=False):
             for part in raw.to(self.vae.device).split(self.chunk):
                 posterior = self.vae.encode(to_float(part)).latent_dist
@@ -139,6 +140,15 @@ class VAECodec:
     def to(self, device: torch.device | str) -> "VAECodec":
         self.vae.to(device)
         return self
+
+
+def difference(one: dict, other: dict) -> str | None:
+    """The first thing that makes the latents of two codecs unlike, by their identities.
+
+    Not the name, for a folder may have moved; nor what one of them does not say.
+    """
+    shared = (key for key in one if key != "name" and key in other)
+    return next((key for key in shared if one[key] != other[key]), None)
 
 
 def posterior_draw(moments: Tensor, noise: Tensor) -> Tensor:

@@ -33,6 +33,15 @@ class Batch(NamedTuple):
         nothing = torch.empty(0, dtype=torch.int64)
         return cls(torch.empty(0, dtype=torch.uint8), nothing, nothing, list(problems), error)
 
+    def to_device(self, device: torch.device) -> "Batch":
+        """What the network sees goes to the device, from page-locked memory: nothing waits."""
+        pinned = device.type == "cuda"
+        raw, y = (
+            (part.pin_memory() if pinned else part).to(device, non_blocking=True)
+            for part in (self.raw, self.y)
+        )
+        return self._replace(raw=raw, y=y)
+
     def checked(self) -> "Batch":
         if self.error is not None:
             raise LocalError(self.error)

@@ -3,6 +3,8 @@
 The files come from elsewhere, so nothing in them is unpickled."""
 
 import json
+import operator
+import os
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -53,7 +55,10 @@ class RepaFolder:
         path = self.folder / LABELS
         try:
             pairs = json.loads(path.read_text())["labels"]
-            labels = {str(name): int(label) for name, label in pairs}
+            labels = {str(name): operator.index(label) for name, label in pairs}
+            if len(labels) < len(pairs):
+                raise ValueError("a file is listed twice")
+            numbers = np.array([labels[name] for name in sorted(labels)], dtype=np.int64)
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path} does not list files and classes as REPA's: {error}") from None
         names = sorted(labels)
@@ -61,7 +66,13 @@ class RepaFolder:
             raise InputError(f"{path} lists no files, or negative classes")
         if outside := [n for n in names if n.startswith("/") or ".." in PurePosixPath(n).parts]:
             raise InputError(f"{path} names {outside[0]!r}, which is not in its folder")
-        return names, np.array([labels[name] for name in names], dtype=np.int64)
+        folders = {name.rpartition("/")[0] for name in names}
+        there = {
+            f"{f}/{e.name}" if f else e.name for f in folders for e in entries(self.folder / f)
+        }
+        if absent := next((name for name in names if name not in there), None):
+            raise InputError(f"{path} lists {absent}, but there is no such file")
+        return names, numbers
 
     def read(self, index: int) -> np.ndarray:
         """The moments of an image, (2C, h, w)."""
@@ -70,8 +81,13 @@ class RepaFolder:
             moments = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError, MemoryError) as error:
             raise Unreadable(f"{path} cannot be read as moments ({error})") from error
-        if not isinstance(moments, np.ndarray) or moments.ndim != 3 or moments.shape[0] % 2:
-            raise Unreadable(f"{path} does not hold moments of shape (2C, h, w)")
+        if not isinstance(moments, np.ndarray) or moments.ndim != 3 or moments.dtype.kind != "f":
+            raise Unreadable(f"{path} does not hold moments: floats of shape (2C, h, w)")
+        channels = len(moments) // 2
+        if not moments.size or len(moments) != 2 * channels:
+            raise Unreadable(f"{path} has the shape {moments.shape}, not (2C, h, w)")
+        if not np.isfinite(moments).all() or moments[channels:].min() < 0:
+            raise Unreadable(f"{path} holds a NaN, an infinity or a negative deviation")
         return moments.astype(np.float32, copy=False)
 
     def __len__(self) -> int:
@@ -93,6 +109,13 @@ class RepaFolder:
 
     def codec(self, vae: str, cache_dir: str | None) -> StoredCodec:
         return StoredCodec({"name": vae, "scale": SD_SCALE, "shift": 0.0}, vae, cache_dir)
+
+
+def entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        return list(os.scandir(folder))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed: {error.strerror}") from error
 
 
 def repa_folder(folder: Path) -> Path:
@@ -157,12 +180,15 @@ class LightningDiTShards:
             try:
                 shard = {name: tensor.numpy() for name, tensor in load_file(path).items()}
                 plain, mirrored = shard["latents"], shard["latents_flip"]
-                if plain.ndim != 4 or mirrored.shape != plain.shape:
+                if plain.ndim != 4 or mirrored.shape != plain.shape or not plain.size:
                     raise ValueError(f"latents {plain.shape} and latents_flip {mirrored.shape}")
+                if plain.dtype.kind != "f" or mirrored.dtype != plain.dtype:
+                    raise ValueError(f"latents of {plain.dtype}, latents_flip of {mirrored.dtype}")
                 if shard["labels"].shape != plain.shape[:1] or shard["labels"].dtype != np.int64:
                     raise ValueError(f"labels {shard['labels'].shape} of {shard['labels'].dtype}")
-                if shards and plain.shape[1:] != shards[0]["latents"].shape[1:]:
-                    raise ValueError(f"latents {plain.shape} unlike those of the first file")
+                first = shards[0]["latents"] if shards else plain
+                if (plain.shape[1:], plain.dtype) != (first.shape[1:], first.dtype):
+                    raise ValueError(f"latents {plain.shape} {plain.dtype} unlike the first file's")
             except (SafetensorError, ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path} is no shard of LightningDiT's: {error}") from None
             shards.append(shard)
@@ -196,7 +222,11 @@ class LightningDiTShards:
     def gather(self, index: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shard = np.searchsorted(self.ends, index, side="right")
         row = index - np.concatenate([[0], self.ends])[shard]
-        return gather(self.arrays, 2 * shard + flipped, row), self.labels[index]
+        latents = gather(self.arrays, 2 * shard + flipped, row)
+        finite = np.isfinite(latents).reshape(len(index), -1).all(1)
+        if not finite.all():
+            raise Unreadable(f"latents {index[~finite][0]} of {self.called} are not finite")
+        return latents, self.labels[index]
 
     def vae(self, asked: str | None, cache_dir: str | None) -> str:
         return asked or PIXELS

@@ -13,7 +13,7 @@ from torch import Tensor
 from runtime.errors import InputError
 from runtime.random import generator
 
-from .codecs import PIXELS, Codec, VAECodec, posterior_draw, to_uint8
+from .codecs import PIXELS, Codec, VAECodec, difference, posterior_draw, to_uint8
 from .decoding import Unreadable
 from .domain import Batch, Domain, check_class_count
 from .order import Draws
@@ -141,13 +141,11 @@ class StoredCodec:
             InputError: not to be had here, or not the one that made these latents.
         """
         vae = VAECodec.load(self.name, self.cache_dir)
-        for key in ("sha256", "scale", "shift"):
-            stored, here = self.identity.get(key), vae.identity[key]
-            if stored is not None and stored != here:
-                raise InputError(
-                    f"--vae {vae.name} has {key} {here}, but the VAE that made these latents had "
-                    f"{stored}: give --vae that one"
-                )
+        if key := difference(self.identity, vae.identity):
+            raise InputError(
+                f"--vae {vae.name} has {key} {vae.identity[key]}, but the VAE that made these "
+                f"latents had {self.identity[key]}: give --vae that one"
+            )
         return vae.to(self.device)
 
     def encode(self, raw: Tensor) -> Tensor:

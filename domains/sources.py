@@ -3,6 +3,7 @@
 A source reads one image by its number, as uint8 (C, H, W), with its class; see `Source`."""
 
 import gzip
+import hashlib
 import io
 import os
 import struct
@@ -44,6 +45,9 @@ class Source(Protocol):
     def place(self, index: int) -> str:
         """What a person would call image `index`: its file, or its number."""
 
+    def fingerprint(self) -> str:
+        """SHA-256 of what tells data apart without decoding them: names, sizes, classes."""
+
 
 @dataclass(frozen=True)
 class Where:
@@ -72,6 +76,9 @@ class ArraySource:
 
     def place(self, index: int) -> str:
         return f"image {index} of {self.name}"
+
+    def fingerprint(self) -> str:
+        return sha256_over(np.ascontiguousarray(self.images), self.labels)
 
 
 def digits(where: Where) -> ArraySource:
@@ -180,6 +187,18 @@ class FolderSource:
     def place(self, index: int) -> str:
         return os.fsdecode(self.files[index].item())
 
+    def fingerprint(self) -> str:
+        names = (os.path.relpath(file, os.fsencode(self.root)) for file in self.files.tolist())
+        sizes = np.array([os.stat(file).st_size for file in self.files.tolist()])
+        return sha256_over(b"\n".join(names), sizes, self.labels)
+
+
+def sha256_over(*parts: bytes | np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
 
 def image_files(folder: Path) -> Iterator[str]:
     """The images below a folder, in ImageFolder's order."""
@@ -238,6 +257,11 @@ class HubSource:
 
     def place(self, index: int) -> str:
         return f"image {index} of {self.name}"
+
+    def fingerprint(self) -> str:
+        """Of the number and the classes: the hub's own fingerprint differs between machines."""
+        labels = self.data[self.label] if self.label else []
+        return sha256_over(str((len(self), list(labels))).encode())
 
 
 def the_column(name: str, data, candidates: list[str], kind: str) -> str:

@@ -4,7 +4,7 @@
     STORE/moments-00003-of-00079.safetensors     one of the shards, all but the last of one size
         moments  float16 (n, 2, 2C, h, w)        [:, 0] of the images, [:, 1] of their mirror images
         labels   int64 (n,)                      classes, zeros where there are none
-        "shard" in its header                    its own name and the manifest's "encoding"
+        "shard" in its header                    its own name, the manifest's "encoding", a checksum
 
 Moments are mean beside standard deviation, without scale and shift. The deviation and not its
 logarithm, because rounding the logarithm is a relative error of the deviation itself. float16 and
@@ -14,8 +14,13 @@ mirrored latent is not the latent of the mirrored image.
 """
 
 import dataclasses
+import fcntl
+import hashlib
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -25,10 +30,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from runtime.errors import InputError
-from runtime.files import atomic_write, sha256_of
+from runtime.errors import InputError, LocalError
+from runtime.files import atomic_write
 
-from .codecs import PIXELS, VAECodec, hub_id, short_name
+from .codecs import PIXELS, VAECodec, difference, hub_id, is_path, short_name
 from .latents import StoredCodec
 
 FORMAT = "layersync latents 1"  # the number changes when older readers would misread a store
@@ -56,6 +61,7 @@ class Encoding:
     image_size: int
     latent_shape: tuple[int, ...]  # (C, h, w)
     shard_size: int  # images
+    data_set: str  # Source.fingerprint of the images
     crop: str = CROP
     flips: int = FLIPS
 
@@ -109,30 +115,61 @@ def shape_of(plain: list[int]) -> tuple[int, ...]:
 
 KINDS = dict(
     codec=codec_of, dataset_name=str, count=int, num_classes=int, image_size=int,
-    latent_shape=shape_of, shard_size=int, crop=str, flips=int,
+    latent_shape=shape_of, shard_size=int, data_set=str, crop=str, flips=int,
 )  # fmt: skip
 
 
 # Writing
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Around everything that writes to a store.
+
+    Raises:
+        LocalError: another process writes to it now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise LocalError(
+            f"{folder}: another encode.py is writing there: wait until it ends"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
 def write_shard(
-    folder: Path, encoding: Encoding, shard: Shard, moments: Tensor, labels: Tensor
+    folder: Path, encoding: Encoding, shard: Shard, moments: Tensor, labels: Tensor, replaced: int
 ) -> None:
     """A shard under its name, complete or not at all.
 
     Args:
         moments: float16 (n, 2, 2C, h, w).
         labels: int64 (n,).
+        replaced: unreadable images in whose place others were encoded.
     """
     from safetensors.torch import save
 
     assert moments.shape == (shard.stop - shard.start, *encoding.moments_shape)
-    own = {"file": shard.file, "encoding": dataclasses.asdict(encoding)}
+    own = {
+        "file": shard.file, "encoding": dataclasses.asdict(encoding), "replaced": replaced,
+        "sha256": checksum(moments, labels),  # not of what the disk gives back
+    }  # fmt: skip
     # One entry only: safetensors writes several in any order, and equal shards would not be equal.
     content = save({"moments": moments, "labels": labels}, {"shard": json.dumps(own)})
     with atomic_write(folder / shard.file) as file:
         file.write(content)
+
+
+def checksum(moments: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in (moments, labels):
+        digest.update(part.numpy())
+    return digest.hexdigest()
 
 
 def missing_shards(folder: Path, encoding: Encoding) -> list[Shard]:
@@ -142,7 +179,7 @@ def missing_shards(folder: Path, encoding: Encoding) -> list[Shard]:
         InputError: the folder has shards of another encoding, or damaged ones.
     """
     folder.mkdir(parents=True, exist_ok=True)  # refused now rather than after the first shard
-    for rest in folder.glob(".moments-*.tmp"):
+    for rest in folder.glob(".m*.tmp"):
         rest.unlink()
     expected = {shard.file: shard for shard in encoding.shards}
     present = sorted(path.name for path in folder.glob("moments-*.safetensors"))
@@ -159,18 +196,29 @@ def missing_shards(folder: Path, encoding: Encoding) -> list[Shard]:
 
 
 def write_manifest(folder: Path, encoding: Encoding) -> None:
-    """Last of all: a folder with a manifest is complete."""
-    shards = [
-        {
-            "file": shard.file, "count": shard.stop - shard.start,
-            "bytes": (folder / shard.file).stat().st_size,
-            "sha256": sha256_of(folder / shard.file),
-        }
-        for shard in encoding.shards
-    ]  # fmt: skip
+    """Last of all: a folder with a manifest is complete. One that is right is left alone.
+
+    Its checksums are those that the shards were written with, so a shard that has changed since
+    stays found out.
+
+    Raises:
+        InputError: shards are missing, damaged, or of another encoding.
+    """
+    shards = []
+    for shard in encoding.shards:
+        path = folder / shard.file
+        header = read_header(path)
+        if changed := encoding.differs(header.encoding):
+            raise InputError(f"{path} was encoded with another {changed} than the others: {AGAIN}")
+        header.check(shard, encoding)
+        own = {"sha256": header.sha256, "replaced": header.replaced}
+        shards.append({"file": shard.file, "bytes": path.stat().st_size} | own)
     content = {"format": FORMAT, "encoding": dataclasses.asdict(encoding), "shards": shards}
-    with atomic_write(folder / MANIFEST) as file:
-        file.write(json.dumps(content, indent=1).encode())
+    text = json.dumps(content, indent=1).encode()
+    path = folder / MANIFEST
+    if not (path.is_file() and path.read_bytes() == text):
+        with atomic_write(path) as file:
+            file.write(text)
 
 
 # Reading
@@ -182,6 +230,8 @@ class Header(NamedTuple):
     path: Path
     file: str  # its name when it was written
     encoding: Encoding
+    sha256: str  # `checksum` of its arrays when they were written
+    replaced: int  # unreadable images
     arrays: dict[str, tuple[str, tuple[int, ...]]]  # name -> type and shape
 
     def check(self, shard: Shard, encoding: Encoding) -> None:
@@ -210,11 +260,14 @@ def read_header(path: Path) -> Header:
         with safe_open(path, framework="np") as file:
             own = json.loads((file.metadata() or {})["shard"])
             encoding, name = Encoding.of(own["encoding"]), str(own["file"])
+            sha256, replaced = str(own["sha256"]), int(own["replaced"])
             views = {key: file.get_slice(key) for key in file.keys()}
             arrays = {k: (v.get_dtype(), tuple(v.get_shape())) for k, v in views.items()}
-    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (
+        SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
+    ) as error:  # fmt: skip
         raise InputError(f"{path} is truncated or no shard of latents ({error}): {AGAIN}") from None
-    return Header(path, name, encoding, arrays)
+    return Header(path, name, encoding, sha256, replaced, arrays)
 
 
 class Manifest:
@@ -227,7 +280,10 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.folder, path = folder, folder / MANIFEST
         if not path.exists():
-            raise InputError(f"{folder} is not finished: run encode.py again with the same flags")
+            unfinished = f"{folder} is not finished: run encode.py again with the same flags"
+            raise InputError(
+                unfinished if folder.is_dir() else f"{folder}: there is no such folder"
+            )
         try:
             content = json.loads(path.read_text())
             if content["format"] != FORMAT:
@@ -243,7 +299,10 @@ class Manifest:
             ]:
                 raise ValueError("its shards do not fit its counts")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"{path} is no manifest of latents ({error})") from None
+            raise InputError(
+                f"{path} is no manifest of latents ({error}): run encode.py again with the same "
+                "flags, and it is mended"
+            ) from None
 
     def check(self, shard: Shard) -> Path:
         """The path of a shard that has the size, encoding and shapes of the manifest."""
@@ -258,17 +317,18 @@ class Manifest:
         if changed := self.encoding.differs(header.encoding):
             raise InputError(f"{path} and {MANIFEST} beside it disagree about the {changed}")
         header.check(shard, self.encoding)
+        if header.sha256 != self.files[shard.file][1]:
+            raise InputError(
+                f"{path} and {MANIFEST} beside it disagree about its checksum: run encode.py again "
+                "with the same flags"
+            )
         return path
 
-    def verify(self, shard: Shard) -> None:
-        """Every bit of a shard against its checksum.
+    def is_intact(self, shard: Shard) -> bool:
+        """Every bit of a shard's arrays against the checksum that they were written with."""
+        from safetensors.torch import load_file
 
-        Raises:
-            InputError: it has changed.
-        """
-        path = self.check(shard)
-        if sha256_of(path) != self.files[shard.file][1]:
-            raise InputError(f"{path} has changed since it was encoded: {AGAIN}")
+        return checksum(**load_file(self.check(shard))) == self.files[shard.file][1]
 
 
 class MomentStore:
@@ -315,13 +375,14 @@ class MomentStore:
 
     def vae(self, asked: str | None, cache_dir: str | None) -> str:
         stored = short_name(self.identity["name"])
-        if asked is None or hub_id(asked) == self.identity["name"]:
+        # What the hub has under a name stays; what is in a folder may have been replaced.
+        if asked is None or hub_id(asked) == self.identity["name"] and not is_path(asked):
             return stored
         if asked == PIXELS:
             raise InputError(f"--vae {PIXELS}, but {self.called} holds latents, no pixels")
-        if VAECodec.load(asked, cache_dir).identity["sha256"] != self.identity["sha256"]:
+        if key := difference(self.identity, VAECodec.load(asked, cache_dir).identity):
             raise InputError(
-                f"--vae {asked} has other weights than {stored}, which made the latents of "
+                f"--vae {asked} has another {key} than {stored}, which made the latents of "
                 f"{self.called}: leave out --vae"
             )
         return asked

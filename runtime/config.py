@@ -124,7 +124,7 @@ class EncodeConfig:
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs
     out: str | None = None  # the folder of the latents
     batch_size: int = 64  # images per batch and process
-    shard_size: int = 16_384  # images per file; what an interrupted run does again at most
+    shard_size: int | None = None  # images per file; None: a 512th of them, 256 to 16,384
     num_workers: int = 4  # processes per rank that read images
     skip_corrupt: bool = False  # replace unreadable images by the next one, and name them
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one

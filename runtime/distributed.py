@@ -16,10 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import InputError, sentence_of
+from .files import discard_unfinished
 
 T = TypeVar("T")
 
 LEAVE = b"leave"
+LAST_WORK = 120  # seconds that ranks wait for one that is writing a checkpoint
 # What a process waits for before it leaves at once: a checkpoint that is being written.
 unfinished: list[Callable[[], None]] = []
 
@@ -46,6 +48,14 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
+    def gather(self, part: T) -> list[T] | None:
+        """Every rank's `part`, in the order of the ranks, on rank 0; None on the others."""
+        if self.size == 1:
+            return [part]
+        parts = [None] * self.size if self.is_main else None
+        dist.gather_object(part, parts)
+        return parts
+
     def from_main(self, action: Callable[[], T]) -> T:
         """Run `action` on rank 0 alone; every rank gets its result, or its InputError.
 
@@ -67,11 +77,12 @@ class Ranks:
         return result
 
 
-def start(device: str = "auto") -> Ranks:
+def start(device: str = "auto", patience: timedelta = timedelta(minutes=30)) -> Ranks:
     """Join the job that torchrun describes in the environment, if there is one.
 
     Args:
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        patience: how long a rank may wait for the others before the job is given up.
 
     Raises:
         InputError: CUDA asked for and absent, or more processes on this host than GPUs.
@@ -96,12 +107,12 @@ def start(device: str = "auto") -> Ranks:
     if size > 1:
         backend = "nccl" if device == "cuda" else "gloo"
         bound = target if device == "cuda" else None
-        dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=bound)
-        watch_others(rank)
+        dist.init_process_group(backend, timeout=patience, device_id=bound)
+        watch_others(rank, size)
     return Ranks(rank, size, target)
 
 
-def watch_others(rank: int) -> None:
+def watch_others(rank: int, size: int) -> None:
     """Exit with 2 as soon as a rank says that it leaves because of bad input.
 
     The others may wait for it in a collective, where only another thread can act. The thread
@@ -120,7 +131,9 @@ def watch_others(rank: int) -> None:
         if word == LEAVE:
             for finish in unfinished:
                 finish()
+            discard_unfinished()
             store.add("left-" + attempt(), 1)
+            all_have_left(store, size, seconds=LAST_WORK)
             os._exit(2)
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -135,31 +148,45 @@ def watch_others(rank: int) -> None:
     atexit.register(wake)
 
 
-def leave(alone: bool) -> None:
-    """Exit with 2 together with the other ranks: when one is gone, torchrun ends those that are
-    left with a signal.
+def leave(sentence: str, *, alone: bool) -> None:
+    """Exit with 2 at the same time as the other ranks: when one is gone, torchrun ends those that
+    are left with a signal, whatever they are writing.
 
     Args:
-        alone: only this rank knows; else all are about to leave, and the first waits for the last.
+        sentence: why, for people; one rank says it.
+        alone: only this rank knows; else all are about to leave, rank 0 speaks, and the first waits
+            for the last. If they do not come, this rank was alone after all (a file that one node
+            lacks, say).
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     store_is_up = dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    speaks = alone or rank == 0
+    if speaks and sentence:
+        print(sentence, file=sys.stderr, flush=True)
     if size > 1 and store_is_up:
         store = failures_store(timedelta(seconds=30))
         for finish in unfinished:
             finish()
-        if alone:
-            for other in set(range(size)) - {int(os.environ["RANK"])}:
+        store.add("left-" + attempt(), 1)
+        if alone or not all_have_left(store, size, seconds=5):
+            if sentence and not speaks:
+                print(sentence, file=sys.stderr, flush=True)
+            for other in set(range(size)) - {rank}:
                 store.set(word_for(other), LEAVE)
-        left = store.add("left-" + attempt(), 1)
-        # Who leaves alone waits for the others' unfinished work: torchrun ends them after it.
-        deadline = time.monotonic() + (120 if alone else 5)
-        while left < size and time.monotonic() < deadline:
-            time.sleep(0.01)
-            left = store.add("left-" + attempt(), 0)
-        sys.stderr.flush()
-        os._exit(2)
+            all_have_left(store, size, seconds=LAST_WORK)
+        sys.stdout.flush()
+        os._exit(2)  # the interpreter's own end takes longer than torchrun waits
     sys.exit(2)
+
+
+def all_have_left(store: dist.TCPStore, size: int, seconds: float) -> bool:
+    """Wait for it, as long as that."""
+    deadline = time.monotonic() + seconds
+    while store.add("left-" + attempt(), 0) < size:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def failures_store(timeout: timedelta) -> dist.TCPStore:

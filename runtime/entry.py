@@ -19,12 +19,10 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        if speaks() or isinstance(error, LocalError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        distributed.leave(alone=isinstance(error, LocalError))
+        distributed.leave(f"error: {error}", alone=isinstance(error, LocalError))
     except SystemExit as stop:  # tyro has said what is wrong with the flags
         if stop.code == 2:
-            distributed.leave(alone=False)
+            distributed.leave("", alone=False)
         raise
     except FloatingPointError as error:  # a loss that is not finite: every rank sees the same
         if speaks():
@@ -33,8 +31,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {sentence_of(error)}", file=sys.stderr, flush=True)
-        distributed.leave(alone=True)
+        distributed.leave(f"error: {sentence_of(error)}", alone=True)
     except KeyboardInterrupt:
         sys.exit(130)
     distributed.stop()

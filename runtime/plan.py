@@ -67,7 +67,8 @@ def costs(needs: Needs, rate: Rate, config: TrainConfig, ranks: Ranks, *, left: 
     kept = -(-steps // config.ckpt_every)
     if config.keep_last:
         milestones = steps // config.milestone_every if config.milestone_every else 0
-        kept = min(kept, config.keep_last + milestones)
+        # One more while it is written: the oldest is deleted after that.
+        kept = min(kept, config.keep_last + 1 + milestones)
     unit = "GPU" if device.type == "cuda" else "process"
     per_second = config.global_batch_size / rate.seconds
     seconds = left * rate.seconds

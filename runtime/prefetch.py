@@ -75,6 +75,8 @@ class Prefetch(Generic[Batch]):
         return self
 
     def __next__(self) -> Batch:
+        if self.stopped.is_set():
+            raise StopIteration
         begin = time.perf_counter()
         item = self.ready.get()
         self.waited += time.perf_counter() - begin
@@ -94,8 +96,9 @@ class Prefetch(Generic[Batch]):
         return self
 
     def __exit__(self, *error) -> None:
-        """End the thread before the interpreter ends under it."""
+        """End the thread before the interpreter ends under it; one that is stuck in a read of a
+        storage that does not answer is left behind."""
         self.stopped.set()
         while not self.ready.empty():
             self.ready.get_nowait()
-        self.thread.join()
+        self.thread.join(timeout=10)

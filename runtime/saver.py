@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checkpoint, distributed
 from .distributed import Ranks
-from .errors import LocalError
+from .errors import LocalError, sentence_of
 from .parallel import whole
 
 
@@ -82,9 +82,15 @@ class Saver:
         path = self.folder / "checkpoints" / f"{step:07d}.pt"
         try:
             checkpoint.save(path, content)
-            checkpoint.prune(self.folder, self.keep_last, self.milestone_every)
         except (OSError, RuntimeError) as error:  # torch.save wraps what the file system says
             reason = error.strerror if isinstance(error, OSError) else str(error).split("\n")[0]
             raise LocalError(
                 f"checkpoint {path} could not be written ({reason}): make room, then --resume auto"
+            ) from error
+        try:
+            checkpoint.prune(self.folder, self.keep_last, self.milestone_every)
+        except OSError as error:
+            raise LocalError(
+                f"an old checkpoint could not be deleted ({sentence_of(error)}): when that is "
+                "mended, --resume auto"
             ) from error

@@ -1,5 +1,7 @@
 """encode.py as a person runs it, and train.py and sample_ddp.py on what it wrote."""
 
+import dataclasses
+import json
 import resource
 import shutil
 import subprocess
@@ -11,8 +13,11 @@ import torch
 from PIL import Image
 
 import domains
+from domains import store
 from domains.codecs import VAECodec
 from domains.order import Draws
+from encode import agreed
+from runtime.errors import InputError
 from tests.commands import (
     ROOT,
     assert_same_state,
@@ -179,12 +184,95 @@ def test_verifying_finds_a_single_changed_bit(flags, tmp_path):
     folder = tmp_path / "store"
     succeed("encode", *flags, "--out", folder)
     path = sorted(folder.glob("moments-*"))[4]
+    change_a_bit(path)
+    result = call("encode", "--verify", folder)
+    assert result.code == 2
+    assert last_line(result.err).startswith(f"error: {path} changed since being encoded")
+
+
+def change_a_bit(path):
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1
     path.write_bytes(content)
-    result = call("encode", "--verify", folder)
-    assert result.code == 2
-    assert last_line(result.err).startswith(f"error: {path} has changed since it was encoded")
+
+
+def test_mending_one_shard_does_not_certify_another_that_is_damaged(flags, tmp_path):
+    folder = tmp_path / "store"
+    succeed("encode", *flags, "--out", folder)
+    one, other = (sorted(folder.glob("moments-*"))[i] for i in (1, 4))
+    change_a_bit(one)
+    change_a_bit(other)
+    said = last_line(call("encode", "--verify", folder).err)
+    assert str(one) in said and str(other) in said
+    one.unlink()
+    succeed("encode", *flags, "--out", folder)
+    said = last_line(call("encode", "--verify", folder).err)
+    assert str(one) not in said and str(other) in said
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": 1}', None])
+def test_a_wrong_manifest_is_mended_by_the_next_run(encoded, flags, tmp_path, text):
+    folder = shutil.copytree(encoded, tmp_path / "store")
+    path = folder / "manifest.json"
+    path.write_text(text or path.read_text().replace("0.18215", "0.5"))
+    train = ["train", "--data-path", folder, "--model", "SiT-Ti/2", "--dry-run"]
+    if text:
+        assert "run encode.py again" in refused(*train)
+    succeed("encode", *flags, "--out", folder)
+    assert files_of(folder) == files_of(encoded)
+    succeed(*train)
+
+
+def test_other_images_of_the_same_number_are_not_mixed_in(photos, encoded, flags, tmp_path):
+    others = shutil.copytree(photos, tmp_path / "photos")
+    shutil.copy(others / "a" / "1.png", others / "a" / "0.png")
+    said = refused("encode", *flags, "--data-path", others, "--out", encoded)
+    assert "was encoded with another data_set" in said
+
+
+def test_two_encoders_do_not_write_to_one_folder(encoded, flags):
+    with store.locked(encoded):
+        assert "another encode.py is writing there" in refused("encode", *flags, "--out", encoded)
+    succeed("encode", *flags, "--out", encoded)
+
+
+def test_ranks_that_see_different_vaes_are_refused(encoded):
+    ours = store.Manifest(encoded).encoding
+    theirs = dataclasses.replace(ours, codec=ours.codec | {"sha256": "0"})
+    assert agreed([ours, ours]) == ours
+    with pytest.raises(InputError, match="process 2 has another codec than process 0"):
+        agreed([ours, ours, theirs])
+
+
+def test_latents_are_not_written_among_the_images(photos, flags):
+    for out in (photos, photos / "latents"):
+        assert "lies within --data-path" in refused("encode", *flags, "--out", out)
+    assert not (photos / "latents").exists()
+
+
+def test_a_vae_of_another_scale_is_refused_for_a_store(encoded, tiny_vae, tmp_path):
+    other = shutil.copytree(tiny_vae, tmp_path / "vae")
+    config = json.loads((other / "config.json").read_text()) | {"scaling_factor": 1.0}
+    (other / "config.json").write_text(json.dumps(config))
+    train = ["train", "--data-path", encoded, "--model", "SiT-Ti/2", "--dry-run"]
+    assert "has another scale than" in refused(*train, "--vae", other)
+    succeed(*train, "--vae", tiny_vae)
+
+
+def test_samples_are_not_decoded_by_a_vae_that_was_replaced(encoded, tiny_vae, tmp_path):
+    vae = shutil.copytree(tiny_vae, tmp_path / "vae")
+    train = ["--data-path", encoded, "--vae", vae, "--model", "SiT-Ti/2", "--max-steps", 1]
+    train += ["--global-batch-size", 4, "--sample-every", 0, "--device", "cpu", "--no-tensorboard"]
+    succeed("train", *train, "--results-dir", tmp_path / "results")
+    (run,) = (tmp_path / "results").iterdir()
+    sample = ["sample", "ODE", "--ckpt", run, "--num-sampling-steps", 2, "--sampling-method"]
+    sample += ["euler", "--device", "cpu", "--out", tmp_path / "grid.png"]
+    succeed(*sample)
+    other_vae(tmp_path)
+    shutil.rmtree(vae)
+    (tmp_path / "other-vae").rename(vae)
+    assert "was trained on latents with sha256" in refused(*sample)
+    succeed(*sample, "--vae", vae)  # asked for: a decoder may be trained anew
 
 
 @pytest.fixture
@@ -206,15 +294,18 @@ def test_a_corrupt_image_is_named_and_can_be_skipped(corrupt, flags, tmp_path):
     batch = domains.build("latents", data_path=str(folder)).train_set()
     nine, ten = batch.__getitems__(Draws.plain([9, 10])).raw
     assert nine.equal(ten), "the next image in its place"
+    shards = json.loads((folder / "manifest.json").read_text())["shards"]
+    assert [shard["replaced"] for shard in shards] == [0, 0, 1, 0, 0, 0]
 
 
 def test_a_run_on_a_store_resumes_exactly_and_is_sampled_without_the_store(
     flags, tmp_path, tiny_vae
 ):
-    store = tmp_path / "store"
-    succeed("encode", *flags, "--out", store)
+    folder = tmp_path / "store"
+    succeed("encode", *flags, "--out", folder)
     train = [
-        "--dataset_name", "latents", "--data-path", store, "--model", "SiT-Ti/2", "--device", "cpu",
+        "--dataset_name", "latents", "--data-path", folder, "--model", "SiT-Ti/2",
+        "--device", "cpu",
         "--global-batch-size", 8, "--ckpt-every", 2, "--sample-every", 0, "--ema-decay", 0.5,
         "--no-tensorboard",
     ]  # fmt: skip
@@ -226,7 +317,7 @@ def test_a_run_on_a_store_resumes_exactly_and_is_sampled_without_the_store(
     whole = checkpoint_of(tmp_path / "whole", 4)
     assert_same_state(whole, checkpoint_of(tmp_path / "parts", 4))
     assert whole["args"]["vae"] == tiny_vae and whole["args"]["num_classes"] == 3
-    store.rename(tmp_path / "elsewhere")
+    folder.rename(tmp_path / "elsewhere")
     (run,) = (tmp_path / "whole").iterdir()
     sample = ["--num-fid-samples", 4, "--num-sampling-steps", 3, "--sample-dir", tmp_path / "out"]
     succeed(

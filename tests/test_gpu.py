@@ -60,7 +60,7 @@ def test_the_step_never_waits_for_the_device(flags):
     trainer = train.Trainer(config, *parts, Ranks(0, 1, device))
     images = parts[0].train_set()
     draws = domains.Draws.plain(range(16))
-    batch = train.to_device(images.__getitems__(draws), device)
+    batch = images.__getitems__(draws).to_device(device)
     try:
         for number in range(5):
             # The first steps may wait: graphs are compiled, AdamW makes its moments.

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import domains
+from domains.codecs import difference
 from domains.order import Draws
 from runtime.errors import InputError, LocalError
 
@@ -21,6 +22,7 @@ def repa(tmp_path):
     random = np.random.RandomState(0)
     folder, labels = tmp_path / "vae-sd", []
     moments = random.randn(6, 8, 4, 4).astype(np.float32)
+    moments[:, 4:] = np.abs(moments[:, 4:])
     for number, array in enumerate(moments):
         name = f"{number // 4:05d}/img-mean-std-{number:08d}.npy"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,29 @@ def damage_length(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
-@pytest.mark.parametrize("damage", [damage_text, damage_pickle, damage_shape, damage_length])
+def damage_type(path):
+    np.save(path, np.ones((8, 4, 4), np.int64))
+
+
+def damage_number(path):
+    np.save(path, np.full((8, 4, 4), np.nan, np.float32))
+
+
+def damage_deviation(path):
+    np.save(path, np.full((8, 4, 4), -1, np.float32))
+
+
+def remove(path):
+    path.unlink()
+
+
+DAMAGES = [
+    damage_text, damage_pickle, damage_shape, damage_length, damage_type, damage_number,
+    damage_deviation, remove,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("number", [0, 5])
 def test_a_damaged_file_of_repas_is_named(repa, damage, number):
     folder, _ = repa
@@ -99,7 +123,17 @@ def test_a_damaged_file_of_repas_is_named(repa, damage, number):
 
 @pytest.mark.parametrize(
     "labels",
-    ["null", "[]", '[["../secret.npy", 0]]', '[["/etc/x.npy", 0]]', '[["a.npy", -1]]', '["a.npy"]'],
+    [
+        "null",
+        "[]",
+        '[["a.npy", 1.5]]',
+        '[["a.npy", 99999999999999999999]]',
+        '[["a.npy", 0], ["a.npy", 1]]',
+        '[["../secret.npy", 0]]',
+        '[["/etc/x.npy", 0]]',
+        '[["a.npy", -1]]',
+        '["a.npy"]',
+    ],
 )
 def test_labels_that_are_none_of_repas_are_refused(repa, labels):
     folder, _ = repa
@@ -217,6 +251,13 @@ def test_statistics_that_cannot_normalize_are_refused(lightning, statistics):
         dict(latents=torch.zeros(3, 3, 1, 2), latents_flip=torch.zeros(3, 3, 1, 2)),
         dict(labels=torch.zeros(2, dtype=torch.int64)),
         dict(labels=torch.zeros(3)),
+        dict(latents=torch.zeros(3, 3, 2, 2, dtype=torch.int8)),
+        dict(latents=torch.zeros(3, 3, 2, 2, dtype=torch.float16)),
+        dict(
+            latents=torch.zeros(0, 3, 2, 2),
+            latents_flip=torch.zeros(0, 3, 2, 2),
+            labels=torch.zeros(0, dtype=torch.int64),
+        ),
         dict(latents=torch.zeros(3, 3, 2, 2, dtype=torch.bfloat16)),
     ],
 )
@@ -226,6 +267,23 @@ def test_a_wrong_shard_of_lightningdits_is_named(lightning, change):
     save_file(last | change, folder / "latents_rank01_shard000.safetensors")
     with pytest.raises(InputError, match="latents_rank01_shard000.safetensors is no shard"):
         build(folder, "lightningdit")
+
+
+def test_latents_of_lightningdits_that_are_not_finite_are_named_when_they_are_drawn(lightning):
+    folder, content = lightning
+    last = {name: tensor[4:].clone() for name, tensor in content.items()}
+    last["latents"][1] = float("inf")
+    save_file(last, folder / "latents_rank01_shard000.safetensors")
+    with pytest.raises(LocalError, match="latents 5 .* not finite"):
+        all_of(build(folder, "lightningdit"))
+
+
+def test_a_run_does_not_go_on_with_another_normalization(lightning):
+    folder, _ = lightning
+    before = build(folder, "lightningdit").codec.identity
+    torch.save({"mean": MEAN + 1, "std": STD}, folder / "latents_stats.pt")
+    after = build(folder, "lightningdit").codec.identity
+    assert difference(before, after) == "mean" and difference(before, before) is None
 
 
 def test_a_truncated_shard_of_lightningdits_is_named(lightning):

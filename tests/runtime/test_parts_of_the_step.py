@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -149,6 +150,21 @@ def test_the_thread_ends_with_the_loop_however_that_ends():
     assert not any(thread.name == "prefetch" for thread in threading.enumerate())
 
 
+def test_a_reader_that_is_stuck_does_not_hold_up_the_end(monkeypatch):
+    stuck = threading.Event()
+
+    def source():
+        yield Item(torch.tensor(0))
+        stuck.wait(60)
+
+    ahead = Prefetch(source(), moved, CPU)
+    monkeypatch.setattr(ahead.thread, "join", partial(ahead.thread.join, timeout=0.1))
+    with ahead:
+        next(ahead)
+    assert list(ahead) == []
+    stuck.set()
+
+
 def content_of(value: float):
     tensors = {"weight": torch.full((1000,), value), "bias": torch.full((3,), value)}
     return {"model": tensors, "ema": tensors, "opt": {"state": {0: {"step": torch.tensor(value)}}}}
@@ -198,40 +214,62 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0000001.pt"]
 
 
-FAILS_WHILE_WRITING = """
+IN_A_JOB = """
 import sys, time
 from pathlib import Path
 import torch
 from runtime import checkpoint, distributed
 from runtime.entry import run
-from runtime.errors import LocalError
+from runtime.errors import InputError, LocalError
+from runtime.files import atomic_write
 from runtime.saver import Saver
+
+folder = Path(sys.argv[1])
 
 def slow(path, content, save=checkpoint.save):
     time.sleep(2)
     save(path, content)
 
-def main():
-    ranks = distributed.start("cpu")
+def saves(ranks):
     checkpoint.save = slow
-    saver = Saver(Path(sys.argv[1]), ranks, keep_last=0, milestone_every=0)
+    saver = Saver(folder, ranks, keep_last=0, milestone_every=0)
     saver.save(1, {"model": {"weight": torch.ones(3)}, "ema": {}, "opt": {}})
     ranks.barrier()
     if ranks.rank == 1:
         raise LocalError("bad input of rank 1")
     ranks.barrier()  # waits for rank 1 for ever
 
-run(main)
+def writes(ranks):
+    if ranks.rank == 1:
+        time.sleep(1)
+        raise InputError("a file that only rank 1 lacks")
+    with atomic_write(folder / "file") as file:
+        file.write(b"half")
+        file.flush()
+        time.sleep(100)
+
+run(lambda: globals()[sys.argv[2]](distributed.start("cpu")))
 """
 
 
-def test_a_checkpoint_being_written_survives_the_failure_of_another_rank(tmp_path):
-    (tmp_path / "fails.py").write_text(FAILS_WHILE_WRITING)
+def job(folder, what):
+    """Two processes of a job in which rank 1 fails."""
+    (folder / "job.py").write_text(IN_A_JOB)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [sys.executable, *words, tmp_path / "fails.py", tmp_path], capture_output=True, text=True,
+        [sys.executable, *words, folder / "job.py", folder, what], capture_output=True, text=True,
         timeout=100, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.returncode != 0 and "error: bad input of rank 1" in done.stderr
-    assert done.stderr.count("exitcode  : 2") == 2
+    assert done.returncode != 0 and done.stderr.count("exitcode  : 2") == 2, done.stderr
+    return done.stderr
+
+
+def test_a_checkpoint_being_written_survives_the_failure_of_another_rank(tmp_path):
+    assert job(tmp_path, "saves").count("error: bad input of rank 1") == 1
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0000001.pt"]
+
+
+def test_what_one_rank_alone_finds_wrong_is_said_and_nothing_stays_half_written(tmp_path):
+    """Even if it seemed to be of the kind that every rank sees."""
+    assert job(tmp_path, "writes").count("error: a file that only rank 1 lacks") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["job.py"]
