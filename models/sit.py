@@ -215,7 +215,7 @@ class SiT(nn.Module):
         computes with the original's weights. `options` go to torch.compile, which makes a graph for
         every batch size, at most `torch._dynamo.config.recompile_limit` of them.
         """
-        # One graph for any size would be slower; guidance within an interval uses two sizes.
+        # Sizes are few: guidance within an interval uses two.
         options = {"fullgraph": True, "dynamic": False} | options
         for part in (*self.blocks, self.final_layer):
             # Its forward alone: the hooks of FSDP and of `record_blocks` stay outside.
