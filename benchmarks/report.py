@@ -141,7 +141,7 @@ def interleave(
     contestants: Sequence[Contestant], device: torch.device, flags: MeasureFlags
 ) -> dict[str, Measured]:
     """Build and warm up all, then time them by turns; by name, in the order given."""
-    calls, held, seconds = {}, {}, {one.name: [] for one in contestants}
+    calls, held = {}, {}
     for one in contestants:
         before = HELD[device.type]()
         calls[one.name] = one.build()
@@ -149,19 +149,25 @@ def interleave(
             calls[one.name]()
         held[one.name] = HELD[device.type]() - before
     steps = {name: PEAKS[device.type](call) for name, call in calls.items()}
-    names = list(calls)
+    seconds = take_turns(calls, device, flags)
+    return {
+        one.name: Measured(one.name, one.images, seconds[one.name], steps[one.name], held[one.name])
+        for one in contestants
+    }
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], Any]], device: torch.device, flags: MeasureFlags
+) -> dict[str, np.ndarray]:
+    """Time calls that are warm, in rotating order: seconds (rounds, calls), by name."""
+    seconds, names = {name: [] for name in calls}, list(calls)
     for number in range(flags.rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             for _ in range(flags.settle):
                 calls[name]()
             seconds[name].append(CLOCKS[device.type](calls[name], flags.calls))
-    return {
-        one.name: Measured(
-            one.name, one.images, np.array(seconds[one.name]), steps[one.name], held[one.name]
-        )
-        for one in contestants
-    }
+    return {name: np.array(found) for name, found in seconds.items()}
 
 
 def host_seconds(call: Callable[[], Any], count: int) -> list[float]:

@@ -87,3 +87,30 @@ def cast_products(model: nn.Module, precision: str) -> nn.Module:
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
                 module.to(torch.bfloat16)
     return model
+
+
+@contextmanager
+def plain_float32(device: torch.device) -> Iterator[None]:
+    """Without gradients, autocast and TF32, whatever the caller's settings; they are restored.
+
+    Scores are compared in their third digit, and TF32 has three.
+    """
+    backends = torch.backends
+    switches = (
+        backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv,
+    )  # fmt: skip
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        # The older switch too: torch raises where it is asked for and disagrees with the newer.
+        matmul = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(matmul)
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision

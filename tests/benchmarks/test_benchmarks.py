@@ -1,6 +1,7 @@
 """Every benchmark runs, measures what it says, and compares like with like; no time is asserted."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -33,6 +34,8 @@ from transport import TrainingStep, create_transport
 CPU = torch.device("cpu")
 SHORT = ["--device", "cpu", "--rounds", 1, "--calls", 1, "--settle", 0, "--warmup", 1]
 SMALL = ["--model", "SiT-Ti/2", "--compile", "off", "--precision", "fp32"]
+SHARDS = ["--shard-size", 32, "--steps", 2]
+SETS = ["--reference", 30, "--samples", 40]
 WEIGHT = 0.2
 
 
@@ -49,20 +52,22 @@ def written(path) -> list[dict]:
 @pytest.mark.parametrize(
     "name, flags, rows",
     [
-        ("train", ["--batch", 2, "--grad-accum", 2], 3 + 1 + 6),
-        ("regularisers", ["--batch", 2], len(REGULARISERS)),
-        ("sample", ["--batch", 1, "--num-sampling-steps", 3], 2 + 3 + 2),
-        ("loader", ["--images", 48, "--read-batch", 16, "--shard-size", 32, "--steps", 2], 3 + 1),
+        ("train", [*SMALL, "--batch", 2, "--grad-accum", 2], 3 + 1 + 6),
+        ("regularisers", [*SMALL, "--batch", 2], len(REGULARISERS)),
+        ("sample", [*SMALL, "--batch", 1, "--num-sampling-steps", 3], 2 + 3 + 2),
+        ("loader", [*SMALL, "--images", 48, "--read-batch", 16, *SHARDS], 3 + 1),
+        ("metrics", ["--dimension", 16, "--full", 40, "--few", 8, *SETS], 2 + 2 + 2),
     ],
 )
 def test_every_benchmark_prints_tables_and_appends_json(tmp_path, name, flags, rows):
     out = tmp_path / "made" / "figures.jsonl"
-    result = succeed(f"benchmarks.{name}", *SHORT, *SMALL, *flags, "--out", out)
+    result = succeed(f"benchmarks.{name}", *SHORT, *flags, "--out", out)
     lines = written(out)
     assert len(lines) == rows
     for line in lines:
         assert line["benchmark"] == name and line["row"] in result.out
-        assert line["flags"]["model"] == "SiT-Ti/2"
+        for flag, value in zip(flags[::2], flags[1::2], strict=True):
+            assert line["flags"][flag[2:].replace("-", "_")] == value
         assert {"device", "torch", "commit", "time", "threads"} <= line.keys()
         assert all(np.isfinite(value) for value in line.values() if isinstance(value, float))
 
@@ -142,6 +147,22 @@ def test_every_call_of_the_optimizer_benchmark_moves_weights(model):
         before = network.final_layer.linear.weight.clone()
         part.build()()
         assert not torch.equal(network.final_layer.linear.weight, before), part.name
+
+
+def test_the_metrics_benchmark_compares_equal_numbers(tmp_path):
+    out = tmp_path / "figures.jsonl"
+    sizes = ["--dimension", 16, "--full", 40, "--few", 8, *SETS]
+    succeed("benchmarks.metrics", *SHORT, *sizes, "--out", out)
+    tables = [line["trace"] for line in written(out) if "trace" in line]
+    assert tables[0] == pytest.approx(tables[1], rel=1e-10) and tables[0] > 0
+    assert tables[2] == pytest.approx(tables[3], rel=1e-4) and tables[2] != tables[0]
+    precise = [line["precision"] for line in written(out) if "precision" in line]
+    assert len(precise) == 2 and all(0 < value <= 1 for value in precise)
+
+
+def test_without_scipy_the_metrics_benchmark_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.linalg", None)
+    assert "pip install scipy" in refused("benchmarks.metrics", *SHORT)
 
 
 def test_contestants_take_turns_and_ratios_are_taken_within_a_round():
@@ -239,6 +260,7 @@ def test_another_checkout_is_refused_with_a_sentence(tmp_path, changed, sentence
         ("sample", ["--num-sampling-steps", 1], "--num-sampling-steps 1: give 2 "),
         ("regularisers", ["--only", "layersync"], "--only layersync: choose from"),
         ("loader", ["--images", 64], "--read-batch 256 is more than --images"),
+        ("metrics", ["--few", 1], "--few 1: give 4 or more"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(name, flags, sentence):
