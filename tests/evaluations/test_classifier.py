@@ -3,13 +3,16 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import domains
 from domains.codecs import fingerprint
-from evaluations import classifier as classifiers
-from evaluations.classifier import Classifier, SmallCNN, images_of
+from evaluations.extractors import classifier as classifiers
+from evaluations.extractors import open_extractor
+from evaluations.extractors.classifier import Classifier, SmallCNN, images_of
+from evaluations.images.__main__ import main
 from runtime.errors import InputError
 
 
@@ -50,25 +53,49 @@ def test_it_takes_grey_and_color_images_of_8_to_64_pixels(channels, size):
     assert (features.std(0) > 0).any()
 
 
-def test_reading_does_not_depend_on_the_company(classifier, yardstick):
-    raw = yardstick.held_out.raw
+def test_reading_does_not_depend_on_the_company(classifier, held_out):
+    raw = held_out.raw
     alone = torch.cat([classifier.read(raw[i : i + 1]).features for i in range(5)])
     torch.testing.assert_close(alone, classifier.read(raw).features[:5])
 
 
-def test_a_saved_classifier_is_plain_data_and_reads_the_same(
-    digits, classifier, classifier_file, yardstick
-):
+def test_a_saved_classifier_is_plain_data_and_reads_the_same(classifier, classifier_file, held_out):
     content = torch.load(classifier_file, weights_only=True)
     assert set(content) == {"state", "config", "dataset_name", "accuracy", "sha256"}
-    loaded = classifiers.load(classifier_file, digits)
+    loaded = classifiers.load(classifier_file)
     assert loaded.name == classifier.name == f"classifier:{classifier.fingerprint[:8]}"
     assert loaded.accuracy == classifier.accuracy
-    raw = yardstick.held_out.raw[:9]
+    raw = held_out.raw[:9]
     assert loaded.read(raw).features.equal(classifier.read(raw).features)
 
 
-def test_a_file_that_is_no_classifier_is_refused(tmp_path, digits, classifier_file):
+def test_it_is_an_extractor(classifier, classifier_file, held_out):
+    raw, reading = held_out.raw[:9], classifier.read(held_out.raw[:9])
+    extractor = open_extractor(f"classifier:{classifier_file}", torch.device("cpu"))
+    pool, spatial = extractor(raw)
+    assert pool.equal(reading.features) and spatial is None
+    assert extractor.name == classifier.name and not extractor.half_distances
+    assert extractor.fingerprint == classifier.fingerprint
+    probabilities = extractor.probabilities(pool)
+    assert probabilities.equal(classifier.network(raw)[1].softmax(1))  # bias included
+    assert probabilities.argmax(1).equal(reading.classes)
+
+
+def test_an_extractor_of_other_images_or_files_is_refused(classifier, classifier_file, tmp_path):
+    for shape in ((2, 3, 8, 8), (2, 1, 9, 8), (2, 1, 8, 16)):
+        with pytest.raises(InputError, match=r"trained on images of \(1, 8, 8\)"):
+            classifier(torch.zeros(shape, dtype=torch.uint8))
+    (tmp_path / "text.pt").write_bytes(b"hello")
+    for asked, words in (
+        (f"classifier:{tmp_path}/absent.pt", "--extractor classifier:.*absent.pt: there is no"),
+        (f"classifier:{tmp_path}/text.pt", "name another one with --extractor classifier:FILE"),
+        (f"inception:{classifier_file}", "its file is --inception-weights FILE"),
+    ):
+        with pytest.raises(InputError, match=words):
+            open_extractor(asked, torch.device("cpu"))
+
+
+def test_a_file_that_is_no_classifier_is_refused(tmp_path, classifier_file):
     class Payload:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
@@ -93,18 +120,26 @@ def test_a_file_that_is_no_classifier_is_refused(tmp_path, digits, classifier_fi
     assert len(files) == 11
     for path in files:
         with pytest.raises(InputError) as error:
-            classifiers.load(path, digits)
+            classifiers.load(path)
         sentence = str(error.value)
-        assert sentence.startswith(f"{path} is no file of evaluations.classifier (")
-        assert "--classifier" in sentence and "\n" not in sentence
+        assert sentence.startswith(
+            f"{path} is no classifier of evaluations.images train-classifier ("
+        )
+        assert "--extractor classifier:FILE" in sentence and "\n" not in sentence
     assert not (tmp_path / "executed").exists()
-    with pytest.raises(InputError, match="--classifier .*absent.pt: there is no such file"):
-        classifiers.load(tmp_path / "absent.pt", digits)
+    with pytest.raises(
+        InputError, match="--extractor classifier:.*absent.pt: there is no such file"
+    ):
+        classifiers.load(tmp_path / "absent.pt")
 
 
-def test_a_classifier_of_other_images_is_refused(classifier_file):
-    with pytest.raises(InputError, match="was trained on digits .* but the samples are fashion"):
-        classifiers.load(classifier_file, domains.build("fashion-mnist"))
+def test_a_classifier_of_another_data_set_is_refused(classifier, tmp_path, sentence_of):
+    other = Classifier(classifier.network, classifier.config, "numbers", 1.0)
+    other.save(tmp_path / "clf.pt")
+    np.savez(tmp_path / "s.npz", np.zeros((9, 8, 8, 1), np.uint8))
+    words = ["--extractor", f"classifier:{tmp_path}/clf.pt", "--device", "cpu"]
+    sentence = sentence_of(main, "digits", tmp_path / "s.npz", *words)
+    assert "was trained on numbers, but the reference is digits" in sentence
 
 
 def test_a_data_set_too_large_for_memory_is_refused(monkeypatch, digits):
@@ -125,9 +160,10 @@ def test_the_command_saves_a_classifier_and_says_how_good_it_is(
 ):
     out = tmp_path / "a" / "clf.pt"
     monkeypatch.setattr(classifiers, "train", lambda domain: classifier)
-    monkeypatch.setattr(sys, "argv", ["classifier", "--dataset-name", "digits", "--out", str(out)])
-    classifiers.main()
-    assert classifiers.load(out, digits).fingerprint == classifier.fingerprint
+    words = ["images", "train-classifier", "--dataset-name", "digits", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+    assert classifiers.load(out).fingerprint == classifier.fingerprint
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{classifier.name}: {classifier.accuracy:.2%}") and last == str(out)
 
@@ -149,11 +185,11 @@ def test_a_classifier_below_the_minimum_is_not_saved(tmp_path, digits, monkeypat
     ],
 )
 def test_bad_flags_end_the_command_with_one_sentence(tmp_path, sentence_of, flags, words):
-    assert words in sentence_of(classifiers.main, *flags, "--out", tmp_path / "clf.pt")
+    assert words in sentence_of(main, "train-classifier", *flags, "--out", tmp_path / "clf.pt")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_as_out_is_refused_before_training(tmp_path, sentence_of, monkeypatch):
     monkeypatch.delattr(classifiers, "train")
-    sentence = sentence_of(classifiers.main, "--dataset_name", "digits", "--out", tmp_path)
+    sentence = sentence_of(main, "train-classifier", "--dataset_name", "digits", "--out", tmp_path)
     assert sentence.startswith(f"error: --out {tmp_path} is a folder")

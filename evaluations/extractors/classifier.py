@@ -1,27 +1,23 @@
-"""A small classifier trained on a data set itself: the yardstick of the first score.
+"""A small classifier trained on a data set itself: the extractor of small data."""
 
-python -m evaluations.classifier --dataset_name digits --out clf.pt"""
-
-import pickle
-import struct
-import zipfile
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
 import domains
 from domains import Draws
-from domains.codecs import PIXELS, fingerprint, to_float
-from runtime.entry import run, speaks
+from domains.codecs import fingerprint, to_float
 from runtime.errors import InputError
 from runtime.files import atomic_write
+from runtime.precision import plain_float32
 from runtime.random import generator, seed_of
+
+from .extractor import UNREADABLE, Features, reason_of
 
 MAX_BYTES = 2**30  # of raw images held in memory; what is larger wants a pretrained extractor
 
@@ -55,13 +51,16 @@ class Reading(NamedTuple):
 
 @dataclass
 class Classifier:
-    """A trained network and what it was trained on."""
+    """A trained network and what it was trained on; an extractor without spatial features."""
 
     network: SmallCNN
     config: dict  # of SmallCNN
     dataset_name: str
     accuracy: float  # on held-out images, when it was trained
     fingerprint: str = field(init=False)  # SHA-256 of the weights
+    distance: ClassVar[str] = "fd_classifier"
+    half_distances: ClassVar[bool] = False  # ADM's rounding is Inception's alone
+    reads_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
@@ -71,10 +70,38 @@ class Classifier:
     def name(self) -> str:
         return f"classifier:{self.fingerprint[:8]}"
 
+    @property
+    def device(self) -> torch.device:
+        return self.network.head.weight.device
+
+    def to(self, device: torch.device | str) -> "Classifier":
+        self.network.to(device)
+        return self
+
+    def __call__(self, images: Tensor) -> Features:
+        """uint8 (N, C, H, W) -> pool (N, 64).
+
+        Raises:
+            InputError: images of another size or number of channels than it was trained on.
+        """
+        size = self.config["image_size"]
+        expected = (self.config["channels"], size, size)
+        if tuple(images.shape[1:]) != expected:
+            raise InputError(
+                f"--extractor {self.name} was trained on images of {expected} (channels, height, "
+                f"width), but these are {tuple(images.shape[1:])}"
+            )
+        return Features(self.read(images).features, spatial=None)
+
+    def probabilities(self, pool: Tensor) -> Tensor:
+        """Pooled features (N, 64) -> (N, classes)."""
+        with plain_float32(self.device):
+            return self.network.head(pool.to(self.device)).softmax(dim=1)
+
     def read(self, raw: Tensor) -> Reading:
         """uint8 (N, C, H, W) -> features and classes, 500 images at a time."""
-        with torch.no_grad():
-            parts = [self.network(part) for part in raw.split(500)]
+        with plain_float32(self.device):
+            parts = [self.network(part.to(self.device)) for part in raw.split(500)]
         features, logits = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
         return Reading(features, logits.argmax(1))
 
@@ -90,15 +117,16 @@ class Classifier:
             torch.save(content, file)
 
 
-def load(path: str | Path, domain: domains.Domain) -> Classifier:
-    """A classifier that `save` wrote, for the images of `domain`.
+def load(path: str | Path) -> Classifier:
+    """A classifier that `save` wrote.
 
     Raises:
-        InputError: no such file, another kind of file, or trained on other images.
+        InputError: no such file, or another kind of file.
     """
     if not Path(path).is_file():
         raise InputError(
-            f"--classifier {path}: there is no such file; python -m evaluations.classifier makes it"
+            f"--extractor classifier:{path}: there is no such file; "
+            "python -m evaluations.images train-classifier makes it"
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,27 +139,15 @@ def load(path: str | Path, domain: domains.Domain) -> Classifier:
             raise ValueError("its weights are not those that were saved")
         if not all(value.isfinite().all() for value in network.state_dict().values()):
             raise ValueError("its weights are not finite")
-    except pickle.UnpicklingError as error:
-        # Its own message tells people how to run the code that the file may hold.
-        raise refused(path, "it holds code, or is damaged") from error
-    except (
-        OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, AttributeError,
-        MemoryError, OverflowError, struct.error, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        raise refused(path, str(error).strip().split("\n")[0][:160]) from error
-    expected = config_of(domain)
-    if (name, config) != (domain.name, expected):
-        raise InputError(
-            f"--classifier {path} was trained on {name} {config}, "
-            f"but the samples are {domain.name} {expected}"
-        )
+    except UNREADABLE as error:
+        raise refused(path, reason_of(error)) from error
     return Classifier(network, config, name, accuracy)
 
 
 def refused(path: str | Path, reason: str) -> InputError:
     return InputError(
-        f"{path} is no file of evaluations.classifier ({reason}): "
-        "delete it, or name another one with --classifier"
+        f"{path} is no classifier of evaluations.images train-classifier ({reason}): "
+        "delete it, or name another one with --extractor classifier:FILE"
     )
 
 
@@ -216,37 +232,3 @@ def train_to_file(domain: domains.Domain, path: str | Path, *, min_accuracy: flo
         )
     classifier.save(path)
     return classifier
-
-
-@dataclass(frozen=True)
-class ClassifierFlags:
-    """Train the small classifier whose features and classes `evaluations.score` uses.
-
-    Scores are comparable only under the same file: publish it with them.
-
-    python -m evaluations.classifier --dataset_name digits --out clf.pt
-    """
-
-    dataset_name: str  # a small labeled data set with held-out images: digits, fashion-mnist
-    out: Path  # the file to write
-    data_path: str | None = None  # folder of the data, where it is local
-    image_size: int | None = None  # pixels; None: the data set's
-    cache_dir: str = "./cache/"  # downloads of data sets
-    min_accuracy: float = 0.8  # on held-out images; a worse classifier is not saved
-
-
-def main() -> None:
-    flags = tyro.cli(ClassifierFlags, console_outputs=speaks())
-    if flags.out.is_dir():
-        raise InputError(f"--out {flags.out} is a folder: give it the name of a file")
-    domain = domains.build(
-        flags.dataset_name, data_path=flags.data_path, image_size=flags.image_size,
-        vae=PIXELS, cache_dir=flags.cache_dir,
-    )  # fmt: skip
-    classifier = train_to_file(domain, flags.out, min_accuracy=flags.min_accuracy)
-    print(f"{classifier.name}: {classifier.accuracy:.2%} of held-out images read correctly")
-    print(flags.out)
-
-
-if __name__ == "__main__":
-    run(main)

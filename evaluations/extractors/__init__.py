@@ -1,0 +1,60 @@
+"""Feature extractors behind one protocol; `open_extractor` knows them by name."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.errors import InputError
+
+from .extractor import Extractor, Features
+
+__all__ = ["Extractor", "Features", "open_extractor"]
+
+# Imported where they are opened, for timm is optional.
+
+
+def open_inception(
+    argument: str, device: torch.device, weights: Path | None, allow_unverified: bool
+) -> Extractor:
+    from . import inception
+
+    if argument:
+        raise InputError(f"--extractor inception:{argument}: its file is --inception-weights FILE")
+    return inception.load(weights, device, allow_unverified=allow_unverified)
+
+
+def open_classifier(argument: str, device: torch.device, *_: Any) -> Extractor:
+    from . import classifier
+
+    return classifier.load(argument).to(device)
+
+
+def open_timm(argument: str, device: torch.device, weights: Path | None, _: bool) -> Extractor:
+    from . import timm
+
+    return timm.load(argument, weights, device)
+
+
+OPENERS = {"inception": open_inception, "classifier": open_classifier, "timm": open_timm}
+
+
+def open_extractor(
+    asked: str, device: torch.device, *, weights: Path | None = None, allow_unverified: bool = False
+) -> Extractor:
+    """The extractor that --extractor names.
+
+    Args:
+        asked: "inception", "classifier:FILE" or "timm:MODEL".
+        weights: its file, where it is not where the extractor looks by itself.
+        allow_unverified: take Inception weights of another SHA-256 than the published one.
+
+    Raises:
+        InputError: an unknown name, or weights that are absent, damaged or of something else.
+    """
+    name, _, argument = asked.partition(":")
+    if name not in OPENERS:
+        raise InputError(
+            f"unknown --extractor {asked!r}; choose from inception, classifier:FILE, timm:MODEL"
+        )
+    return OPENERS[name](argument, device, weights, allow_unverified)
