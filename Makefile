@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(RUN) sample_ddp.py ODE --ckpt $(DEMO)/000-SiT-Ti-2-digits --sampling-method heun2 \
 		--num-sampling-steps 25 --num-fid-samples 500 --per-proc-batch-size 100 \
 		--sample-dir $(DEMO) --name digits
-	$(RUN) -m evaluations.score $(DEMO)/digits.npz
+	$(RUN) -m evaluations.images digits $(DEMO)/digits.npz --extractor classifier
 
 test: .venv/installed
 	$(RUN) -m ruff check .

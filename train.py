@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ from runtime.resume import opened_folder, starting_point
 from runtime.saver import Saver
 from runtime.state import TrainState
 from transport import Guidance, Sampler, TrainingStep, Transport, create_transport
+
+if TYPE_CHECKING:
+    from evaluations.images.in_training import TrainingScore
 
 
 def main() -> None:
@@ -70,6 +73,7 @@ def main() -> None:
         first = next(ahead).checked()  # what is wrong with the data shows before a file is written
         if config.plan:
             return print_plan(trainer, chain([first], ahead), needs)
+        score = score_of(config, domain, ranks)
         folder = Path(ranks.from_main(lambda: opened_folder(start)))
         log = Log(
             folder, ranks, start=state.step, stop=config.max_steps,
@@ -101,6 +105,9 @@ def main() -> None:
                     path = folder / "samples" / f"{done:07d}.png"
                     trainer.preview(path)
                     log.picture(done, path)
+            if score and (last or done % config.score_every == 0):
+                with log.paused():
+                    log.scores(done, score(trainer.draw))
         saver.wait()
         log.close()
 
@@ -227,24 +234,37 @@ class Trainer:
             return False
         return True
 
-    @torch.no_grad()
     def preview(self, path: Path) -> None:
         """A sheet of EMA samples, the same seeds and classes every time."""
         if not (self.ranks.is_main or self.config.shard):  # a sharded network needs all ranks
             return
-        config, domain, device = self.config, self.domain, self.ranks.device
-        count, classes = 16, max(domain.num_classes, 1)
-        streams = SampleStreams(range(count), config.global_seed, device)
-        y = torch.arange(count, device=device) * classes // count
-        guidance = Guidance(config.cfg_scale, self.model.null, domain.guided_channels)
+        count, classes = 16, max(self.domain.num_classes, 1)
+        y = torch.arange(count, device=self.ranks.device) * classes // count
+        x, _ = self.sample(range(count), y=y, cfg_scale=self.config.cfg_scale)
+        if self.ranks.is_main:
+            self.domain.save_grid(self.codec.decode(x), path)
+
+    def draw(self, numbers: range) -> tuple[Tensor, Tensor]:
+        """Unguided EMA samples by their numbers: uint8 (B, C, H, W), and their classes (B,)."""
+        x, y = self.sample(numbers)
+        return self.codec.decode(x), y
+
+    @torch.no_grad()
+    def sample(
+        self, numbers: range, *, y: Tensor | None = None, cfg_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """What the EMA model draws (B, C, h, w), and classes (B,), random ones unless given."""
+        domain = self.domain
+        streams = SampleStreams(numbers, self.config.global_seed, self.ranks.device)
+        z, drawn = streams.start(domain.shape, domain.num_classes)
+        y = drawn if y is None else y
         sample = Sampler(self.transport).sample_ode(
-            sampling_method="heun2", num_steps=25, guidance=guidance
-        )
-        z, _ = streams.start(domain.shape, domain.num_classes)
+            sampling_method="heun2", num_steps=25,
+            guidance=Guidance(cfg_scale, self.model.null, domain.guided_channels),
+        )  # fmt: skip
         with self.arithmetic():
             x = sample(z, self.state.ema.model, y=y)[-1]
-        if self.ranks.is_main:
-            domain.save_grid(self.codec.decode(x), path)
+        return x, y
 
     def summary(self) -> str:
         config = self.config
@@ -412,6 +432,15 @@ def sound(batches: Iterable[domains.Batch], log: Log) -> Iterator[domains.Batch]
     for batch in batches:
         log.problems(batch.problems)
         yield batch.checked()
+
+
+def score_of(config: TrainConfig, domain: domains.Domain, ranks: Ranks) -> "TrainingScore | None":
+    """What --score-every computes; opened before the run, so that it is refused before it."""
+    if not config.score_every:
+        return None
+    from evaluations.images.in_training import TrainingScore
+
+    return TrainingScore(config, domain, ranks)
 
 
 def needs_of(model: SiT) -> Needs:

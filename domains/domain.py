@@ -1,21 +1,19 @@
 """What every modality gives the loop: batches, shapes, a codec, and pictures of samples."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.errors import InputError, LocalError
-from runtime.files import atomic_write
 
 from .codecs import PIXELS, Codec
 from .order import Draws
+from .pictures import save_grid
 
 
 class Batch(NamedTuple):
@@ -99,22 +97,8 @@ class Domain(ABC):
         return 3 if self.vae != PIXELS and self.shape[0] == 4 else None
 
     def save_grid(self, raw: Tensor, path: str | Path, columns: int | None = None) -> None:
-        """uint8 (B, C, H, W) -> a PNG sheet, row by row; tiny images are enlarged, unblurred."""
-        from PIL import Image
-
-        count, channels, height, width = raw.shape
-        columns = columns or math.ceil(math.sqrt(count))
-        rows = math.ceil(count / columns)
-        times, gap = max(1, 64 // max(height, width)), 2
-        tile_height, tile_width = height * times + gap, width * times + gap
-        sheet = np.full((rows * tile_height + gap, columns * tile_width + gap, 3), 255, np.uint8)
-        tiles = raw.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-        for number, tile in enumerate(tiles.repeat(times, axis=1).repeat(times, axis=2)):
-            top = gap + number // columns * tile_height
-            left = gap + number % columns * tile_width
-            sheet[top : top + height * times, left : left + width * times] = tile
-        with atomic_write(path) as file:
-            Image.fromarray(sheet).save(file, format="PNG")
+        """uint8 (B, C, H, W) -> a PNG sheet."""
+        save_grid(raw, path, columns)
 
 
 def check_class_count(name: str, classes: int, num_classes: int | None) -> None:

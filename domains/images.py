@@ -33,13 +33,12 @@ class Item(NamedTuple):
 class ImageSet(torch.utils.data.Dataset):
     """Images read one by one; never raises for what is in the data."""
 
-    decodes = True
-
     def __init__(
         self, source: Source, *, num_classes: int, hflip: bool = False, skip_corrupt: bool = False
     ) -> None:
         self.source, self.num_classes = source, num_classes
         self.hflip, self.skip_corrupt = hflip, skip_corrupt
+        self.decodes = source.decodes
 
     def __len__(self) -> int:
         return len(self.source)

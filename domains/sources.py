@@ -36,6 +36,7 @@ class NoHeldOut(InputError):
 
 class Source(Protocol):
     class_names: tuple[str, ...] | None  # None where the data do not say
+    decodes: bool  # reading costs enough to be worth worker processes
 
     def __len__(self) -> int: ...
 
@@ -63,6 +64,8 @@ class Where:
 
 class ArraySource:
     """Images that fit in memory: uint8 (N, C, H, W) and their classes (N,)."""
+
+    decodes = False
 
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, class_names) -> None:
         assert images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(labels)
@@ -145,6 +148,8 @@ class FolderSource:
     Without classes every image below the folder counts, whatever the layout.
     """
 
+    decodes = True
+
     def __init__(self, where: Where) -> None:
         if where.data_path is None:
             raise InputError(f"--dataset_name {where.dataset_name} needs --data-path FOLDER")
@@ -210,6 +215,8 @@ def image_files(folder: Path) -> Iterator[str]:
 
 class HubSource:
     """A Hugging Face data set; the columns are found by their feature types."""
+
+    decodes = True
 
     def __init__(self, where: Where) -> None:
         try:

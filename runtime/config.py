@@ -89,6 +89,10 @@ class TrainConfig(TransportFlags):
     milestone_every: int = 50_000  # checkpoints at multiples of this are kept for good
     sample_every: int = 10_000  # steps per preview from the EMA model; 0: none
     cfg_scale: float = 4.0  # guidance of the previews
+    score_every: int = 0  # steps per score of the EMA model; 0: none
+    score_samples: int = 500  # unguided samples per score, of the same seeds every time
+    score_extractor: str = "classifier"  # of evaluations.images; this one is trained on the data
+    score_reference: str | None = None  # real images, an .npz say; None: those of the data set
 
     # start
     resume: Literal["auto"] | None = None  # go on with the newest run of this model and name
@@ -104,7 +108,8 @@ class TrainConfig(TransportFlags):
 MAY_CHANGE = frozenset(
     "preset data_path cache_dir skip_corrupt num_workers activation_checkpointing compile "
     "attention shard epochs max_steps device results_dir wandb_run_name wandb tensorboard "
-    "log_every ckpt_every keep_last milestone_every sample_every cfg_scale resume resume_anyway "
+    "log_every ckpt_every keep_last milestone_every sample_every cfg_scale score_every "
+    "score_samples score_extractor score_reference resume resume_anyway "
     "ckpt fine_tune dry_run plan".split()
 )
 
@@ -231,6 +236,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "clip_grad_norm": (0, 1e30), "ema_decay": (0, 1), "class_dropout_prob": (0, 1),
     "global_seed": (-MOST, MOST), "seed": (-MOST, MOST), "cfg_scale": (0, 1e6),
     "log_every": (1, MOST), "ckpt_every": (1, MOST), "sample_every": (0, MOST),
+    "score_every": (0, MOST), "score_samples": (4, MOST),
     "keep_last": (0, MOST), "milestone_every": (0, MOST),
     "train_eps": (0, 0.49), "sample_eps": (0, 0.49),
     "num_sampling_steps": (2, 10**9), "guidance_low": (0, 1), "guidance_high": (0, 1),

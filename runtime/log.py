@@ -105,6 +105,16 @@ class Log:
             with open(self.folder / "log.txt", "a") as file:
                 file.write(text + "\n")
 
+    def scores(self, step: int, scores: dict[str, float]) -> None:
+        """Scores of the EMA model after `step`: a row of their own."""
+        if self.ranks.is_main:
+            row = {"step": step, **scores}
+            self.file.write(json.dumps(row) + "\n")
+            for writer in self.writers:
+                writer.scalars(row)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}: {shown}")
+
     def picture(self, step: int, path: Path) -> None:
         for writer in self.writers:
             writer.picture(step, path)
@@ -140,6 +150,16 @@ class TensorBoard:
         for name, value in row.items():
             if name != "step":
                 self.writer.add_scalar(name, value, row["step"])
+
+    def scores(self, step: int, scores: dict[str, float]) -> None:
+        """Scores of the EMA model after `step`: a row of their own."""
+        if self.ranks.is_main:
+            row = {"step": step, **scores}
+            self.file.write(json.dumps(row) + "\n")
+            for writer in self.writers:
+                writer.scalars(row)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}: {shown}")
 
     def picture(self, step: int, path: Path) -> None:
         self.writer.add_image("samples", read_image(path), step, dataformats="HWC")
@@ -177,6 +197,16 @@ class Wandb:
 
     def scalars(self, row: dict[str, float]) -> None:
         self.run.log(row, step=int(row["step"]))
+
+    def scores(self, step: int, scores: dict[str, float]) -> None:
+        """Scores of the EMA model after `step`: a row of their own."""
+        if self.ranks.is_main:
+            row = {"step": step, **scores}
+            self.file.write(json.dumps(row) + "\n")
+            for writer in self.writers:
+                writer.scalars(row)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}: {shown}")
 
     def picture(self, step: int, path: Path) -> None:
         self.run.log({"samples": self.wandb.Image(str(path))}, step=step)

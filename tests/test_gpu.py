@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import domains
+from evaluations.metrics import Moments, frechet_distance, kernel_distance, precision_recall
 from runtime.checkpoint import Checkpoint
 from runtime.distributed import Ranks
 from runtime.ema import EMA
@@ -102,6 +103,23 @@ def test_the_optimizer_of_other_code_goes_on_fused_on_the_gpu():
     assert all(
         moments["step"].is_cuda and moments["step"] == 2 for moments in state.opt.state.values()
     )
+
+
+def test_metrics_are_the_same_on_the_gpu():
+    torch.manual_seed(0)
+    real, drawn = torch.randn(600, 64), torch.randn(500, 64) + 0.1
+    for half in (False, True):
+        here, there = (
+            precision_recall(real.to(where), drawn.to(where), half=half)
+            for where in ("cpu", "cuda")
+        )
+        assert there == pytest.approx(here, abs=0.01)
+    assert kernel_distance(real.cuda(), drawn.cuda()) == pytest.approx(
+        kernel_distance(real, drawn), rel=1e-9
+    )
+    moments = Moments.of(real.cuda()), Moments.of(drawn.cuda())
+    on_host = Moments.of(real), Moments.of(drawn)
+    assert frechet_distance(*moments) == pytest.approx(frechet_distance(*on_host), rel=1e-9)
 
 
 @pytest.mark.parametrize("attention", ["auto", "cudnn", "flash", "efficient", "math"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import transport
+from evaluations.images import __main__ as images
 from models import SiT_models
 from runtime import config
 from runtime.presets import PRESETS
@@ -24,10 +25,13 @@ MAY_IMPORT = {
     "transport": {"layersync"},
     "domains": {"runtime"},
     "evaluations": {"domains", "models", "transport", "layersync", "runtime"},
-    "benchmarks": {"domains", "models", "transport", "layersync", "runtime", "train", "sample"},
-}
+    "benchmarks": {
+        "domains", "models", "transport", "layersync", "runtime", "evaluations", "train", "sample",
+    },
+}  # fmt: skip
 COMMANDS = (
     config.TrainConfig, config.EncodeConfig, config.NpzODE, config.NpzSDE, config.GridODE,
+    images.ScoreFlags, images.ReferenceFlags, images.ClassifierFlags, images.CompareFlags,
 )  # fmt: skip
 TORCH_ONLY = ("layersync", "models")
 
@@ -62,7 +66,7 @@ def test_commands_start_without_the_heavy_extras():
     """Training on digits must not need what only VAEs, hubs and dashboards need."""
     code = (
         "import sys; sys.argv = ['train.py', '--preset', 'digits', '--dry-run']; "
-        "import train, sample_ddp, evaluations.score; train.main(); "
+        "import train, sample_ddp, evaluations.images.__main__; train.main(); "
         "heavy = {'diffusers', 'transformers', 'wandb', 'av', 'datasets', 'timm', 'tensorboard'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

@@ -587,3 +587,39 @@ def test_a_full_disk_ends_training_with_one_sentence_and_the_next_run_goes_on(tm
     assert [path.name for path in whole.parent.iterdir()] == [whole.name]
     succeed("train", *flags, "--max-steps", 6, "--resume", "auto")
     assert checkpoint_of(tmp_path, 6)["train_steps"] == 6
+
+
+def score_rows(results):
+    (log,) = results.glob("*/log.jsonl")
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    return [row for row in found if "fd_classifier" in row]
+
+
+def test_the_ema_model_is_scored_while_it_trains_on_the_same_seeds(tmp_path):
+    flags = [*BATCH, "--score-every", 2, "--score-samples", 20, "--device", "cpu"]
+    succeed("train", *flags, "--max-steps", 5, "--results-dir", tmp_path / "one")
+    launched("train", *flags, "--max-steps", 5, "--results-dir", tmp_path / "two", processes=2)
+    one, two = (score_rows(tmp_path / name) for name in ("one", "two"))
+    assert [row["step"] for row in one] == [2, 4, 5]
+    assert {"fd_classifier", "inception_score", "precision", "recall", "accuracy"} <= one[0].keys()
+    assert one[0]["fd_classifier"] != one[1]["fd_classifier"]
+    for a, b in zip(one, two, strict=True):
+        assert a["fd_classifier"] == pytest.approx(b["fd_classifier"], rel=1e-3)
+
+
+def test_a_sharded_model_is_scored_too(tmp_path):
+    flags = [*BATCH, "--score-every", 1, "--score-samples", 20, "--shard", "--max-steps", 1]
+    launched("train", *flags, "--results-dir", tmp_path, processes=2)
+    assert len(score_rows(tmp_path)) == 1
+
+
+def test_scores_that_cannot_be_are_refused_before_the_run(tmp_path):
+    flags = ["--score-every", 1, "--max-steps", 1, "--results-dir", tmp_path / "results"]
+    latents = [*TINY, "--dataset_name", "synthetic", "--image-size", 64, "--global-batch-size", 4]
+    assert "give --score-reference" in refused("train", *latents, *flags)
+    for words, sentence in [
+        (["--score-extractor", "vgg"], "unknown --extractor"),
+        (["--score-reference", tmp_path / "gone.npz"], "gone.npz: there is no such file"),
+    ]:
+        assert sentence in refused("train", *BATCH, *flags, *words)
+    assert not (tmp_path / "results").exists()

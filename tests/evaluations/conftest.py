@@ -6,8 +6,7 @@ import warnings
 import pytest
 
 import domains
-from evaluations import classifier as classifiers
-from evaluations.score import Yardstick
+from evaluations.extractors import classifier as classifiers
 from runtime.entry import run
 
 
@@ -39,12 +38,12 @@ def classifier(digits):
 
 
 @pytest.fixture(scope="session")
-def yardstick(digits, classifier):
-    return Yardstick.of(digits, classifier)
-
-
-@pytest.fixture(scope="session")
 def classifier_file(classifier, tmp_path_factory):
     path = tmp_path_factory.mktemp("classifier") / "clf.pt"
     classifier.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def held_out(digits):
+    return classifiers.images_of(digits, digits.held_out_set())

@@ -1,0 +1,1 @@
+"""How good a set of images is: FID, sFID, Inception score, precision, recall, KID."""

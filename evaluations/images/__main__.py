@@ -1,0 +1,232 @@
+"""Score images as ADM's evaluator does, without TensorFlow, and small data honestly.
+
+python -m evaluations.images REF.npz SAMPLES.npz
+"""
+
+import platform
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+import domains
+from domains.codecs import PIXELS
+from evaluations.extractors import Extractor, open_extractor
+from evaluations.extractors import classifier as classifiers
+from runtime import distributed
+from runtime.distributed import Ranks
+from runtime.entry import run, speaks
+from runtime.errors import InputError
+from runtime.files import sha256_of
+
+from . import report
+from .evaluator import Evaluator
+from .reference import make_reference
+from .scores import How
+from .sources import DataSetImages, Images, NpzImages, Real, open_images
+
+MIN_ACCURACY = 0.8  # a classifier trained here must read this share of held-out images
+
+
+@dataclass(frozen=True)
+class Flags:
+    extractor: str = "inception"  # inception, classifier, classifier:FILE or timm:MODEL
+    inception_weights: Path | None = None  # its file; None: where torch keeps downloads
+    extractor_weights: Path | None = None  # file of timm:MODEL; None: where timm keeps downloads
+    allow_unverified_weights: bool = False  # Inception weights with another SHA-256
+    data_path: str | None = None  # folder of a data set's files
+    image_size: int | None = None  # pixels that folders are cropped to; None: the samples'
+    cache_dir: str = "./cache/"  # downloads of data sets
+    num_workers: int = 4  # processes that decode the images of folders
+    batch_size: int = 64  # images per batch and process
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+
+
+@dataclass(frozen=True)
+class ScoreFlags(Flags):
+    """FID, sFID, Inception score, precision, recall and KID of samples.
+
+    REF is an .npz of ADM or of make-reference, a folder of images, or a data set by its name.
+    Several SAMPLES are independent sets of one model: their means and intervals follow.
+    Other commands: make-reference, train-classifier, --compare A.score.json B.score.json.
+
+    python -m evaluations.images VIRTUAL_imagenet256_labeled.npz samples/NAME.npz
+    python -m evaluations.images digits samples/NAME.npz --extractor classifier
+    torchrun --nproc_per_node=8 -m evaluations.images REF.npz SAMPLES.npz
+    """
+
+    reference: tyro.conf.Positional[str] = tyro.MISSING  # .npz, folder or data set
+    samples: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING  # .npz files or folders
+    pr_precision: Literal["half", "float32"] | None = None  # None: half for Inception, as ADM
+    is_split: int = 5000  # images per split of the Inception score
+    out: Path | None = None  # a JSON of all results; None: NAME.score.json beside each alone
+
+
+@dataclass(frozen=True)
+class ReferenceFlags(Flags):
+    """Write a reference as ADM's: statistics of all images, and 10,000 of them.
+
+    python -m evaluations.images make-reference digits --out digits.npz --extractor classifier:F
+    """
+
+    data: tyro.conf.Positional[str] = tyro.MISSING  # .npz, folder or data set
+    out: Path = tyro.MISSING  # the .npz to write
+
+
+@dataclass(frozen=True)
+class ClassifierFlags:
+    """Train the small classifier under which small data are scored.
+
+    Scores are comparable only under the same file: publish it with them.
+
+    python -m evaluations.images train-classifier --dataset_name digits --out clf.pt
+    """
+
+    dataset_name: str  # a small labeled data set with held-out images: digits, fashion-mnist
+    out: Path  # the file to write
+    data_path: str | None = None  # folder of the data, where it is local
+    image_size: int | None = None  # pixels; None: the data set's
+    cache_dir: str = "./cache/"  # downloads of data sets
+    min_accuracy: float = MIN_ACCURACY  # on held-out images; a worse classifier is not saved
+
+
+@dataclass(frozen=True)
+class CompareFlags:
+    """The scores of several results side by side, if they were made alike.
+
+    python -m evaluations.images --compare A.score.json B.score.json
+    """
+
+    compare: tuple[Path, ...]  # what this tool wrote beside samples
+    anyway: bool = False  # compare results of unequal protocols
+
+
+def score() -> None:
+    flags = tyro.cli(ScoreFlags, console_outputs=speaks())
+    if not flags.samples:
+        raise InputError("SAMPLES are missing: name one .npz or more")
+    ranks = distributed.start(flags.device)
+    sets = [opened(name, flags).images for name in flags.samples]
+    protocols = [report.read_protocol(name) for name in flags.samples]
+    real = opened(flags.reference, flags, image_size=sets[0].shape[1])
+    folder = report.beside(flags.samples[0], "").parent
+    extractor = extractor_of(flags, ranks, real, folder)
+    half = extractor.half_distances if flags.pr_precision is None else flags.pr_precision == "half"
+    evaluator = Evaluator(real, extractor, ranks, How(half, flags.is_split), batch=flags.batch_size)
+    results = []
+    for name, samples, protocol in zip(flags.samples, sets, protocols, strict=True):
+        result = {"samples": name, **evaluator.evaluate(samples), "protocol": protocol}
+        results.append(ranks.from_main(partial(written, result, samples, real)))
+    if len(results) > 1:
+        found = report.summary(results)
+        ranks.from_main(lambda: print(report.summary_table(found)))
+    if flags.out:
+        content = {"results": results} | ({"summary": found} if len(results) > 1 else {})
+        ranks.from_main(lambda: report.write_json(flags.out, content))
+
+
+def written(result: dict[str, Any], samples: Images, real: Real) -> dict[str, Any]:
+    """The whole result of one set, printed, and beside the set as JSON and as a picture."""
+    picture, path = (report.beside(result["samples"], f".score.{end}") for end in ("png", "json"))
+    report.save_sheet(picture, real.held_out or real.images, samples)
+    result |= {
+        "samples_sha256": sha256_of(samples.path) if isinstance(samples, NpzImages) else None,
+        "picture": str(picture),
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }  # fmt: skip
+    report.write_json(path, result)
+    print(f"{report.table(result)}\n{picture}\n{path}")
+    return result
+
+
+def write_reference() -> None:
+    flags = tyro.cli(ReferenceFlags, args=sys.argv[2:], console_outputs=speaks())
+    ranks = distributed.start(flags.device)
+    real = opened(flags.data, flags)
+    extractor = extractor_of(flags, ranks, real, flags.out.parent)
+    made = make_reference(real, extractor, ranks, flags.out, batch=flags.batch_size)
+    ranks.from_main(
+        lambda: print(
+            f"{flags.out}: {made.count} images of {made.name} as {extractor.name} sees them"
+        )
+    )
+
+
+def train_classifier() -> None:
+    flags = tyro.cli(ClassifierFlags, args=sys.argv[2:], console_outputs=speaks())
+    if flags.out.is_dir():
+        raise InputError(f"--out {flags.out} is a folder: give it the name of a file")
+    domain = domains.build(
+        flags.dataset_name, data_path=flags.data_path, image_size=flags.image_size,
+        vae=PIXELS, cache_dir=flags.cache_dir,
+    )  # fmt: skip
+    classifier = classifiers.train_to_file(domain, flags.out, min_accuracy=flags.min_accuracy)
+    print(f"{classifier.name}: {classifier.accuracy:.2%} of held-out images read correctly")
+    print(flags.out)
+
+
+def compare() -> None:
+    flags = tyro.cli(CompareFlags, console_outputs=speaks())
+    print(report.compare(flags.compare, anyway=flags.anyway))
+
+
+def opened(asked: str, flags: Flags, image_size: int | None = None) -> Real:
+    return open_images(
+        asked, image_size=flags.image_size or image_size, data_path=flags.data_path,
+        cache_dir=flags.cache_dir, workers=flags.num_workers,
+    )  # fmt: skip
+
+
+def extractor_of(flags: Flags, ranks: Ranks, real: Real, folder: Path) -> Extractor:
+    """What --extractor names; `classifier` alone is trained on the data set of the reference, once
+    per folder."""
+    asked = flags.extractor
+    if asked == "classifier":
+        file = ranks.from_main(lambda: trained_classifier(real, folder))
+        asked = f"classifier:{file}"
+    extractor = open_extractor(
+        asked, ranks.device, weights=flags.inception_weights or flags.extractor_weights,
+        allow_unverified=flags.allow_unverified_weights,
+    )  # fmt: skip
+    trained_on = getattr(extractor, "dataset_name", None)
+    if trained_on and isinstance(real.images, DataSetImages) and trained_on != real.images.name:
+        raise InputError(
+            f"--extractor {asked} was trained on {trained_on}, but the reference is "
+            f"{real.images.name}"
+        )
+    return extractor
+
+
+def trained_classifier(real: Real, folder: Path) -> Path:
+    if not isinstance(real.images, DataSetImages):
+        raise InputError(
+            "--extractor classifier trains on the data set that is the reference: name one (digits,"
+            " fashion-mnist), or give the file of a trained one, --extractor classifier:FILE"
+        )
+    file = folder / f"classifier-{real.images.name.replace('/', '-')}.pt"
+    if not file.exists():
+        classifiers.train_to_file(real.images.domain, file, min_accuracy=MIN_ACCURACY)
+    return file
+
+
+COMMANDS = {
+    "make-reference": write_reference,
+    "train-classifier": train_classifier,
+    "--compare": compare,
+}
+
+
+def main() -> None:
+    COMMANDS.get(sys.argv[1] if len(sys.argv) > 1 else "", score)()
+
+
+if __name__ == "__main__":
+    run(main)

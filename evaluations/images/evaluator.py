@@ -1,0 +1,74 @@
+"""Samples against real images, and real images against real images: the floor."""
+
+from functools import partial
+from typing import Any
+
+from evaluations.extractors import Extractor
+from runtime.distributed import Ranks
+
+from .features import look_at
+from .reference import reference_of
+from .scores import How, Scores, scores_of, warnings_of
+from .sources import Images, Real
+
+
+class Evaluator:
+    """Scores sets of samples against the same real images. Every rank calls; each gets the result.
+
+    Args:
+        real: what the samples should look like; its held-out part sets the floor.
+        batch: images that the extractor sees at a time, per rank.
+        progress: show bars.
+
+    Raises:
+        InputError: the reference does not fit the extractor, or is damaged.
+    """
+
+    def __init__(
+        self, real: Real, extractor: Extractor, ranks: Ranks, how: How, *, batch: int,
+        progress: bool = True,
+    ) -> None:  # fmt: skip
+        self.real, self.extractor, self.ranks = real, extractor, ranks
+        self.how = how
+        self.look_at = partial(
+            look_at, extractor=extractor, ranks=ranks, batch=batch, progress=progress
+        )
+        self.reference = reference_of(real, extractor, self.look_at)  # on rank 0
+        self.floors: dict[int, dict[str, Any] | None] = {}
+
+    def evaluate(self, samples: Images) -> dict[str, Any]:
+        """Scores, floor, and all that they depend on but how the samples were drawn.
+
+        Raises:
+            InputError: the samples are damaged, too few, or of classes that nobody knows.
+        """
+        scores, warnings = self.scores(samples, len(samples))
+        return {
+            "images": len(samples),
+            "scores": scores.values,
+            "intervals": scores.intervals,
+            "floor": self.floor(len(samples)),
+            "extractor": {"name": self.extractor.name, "sha256": self.extractor.fingerprint},
+            "reference": self.ranks.from_main(lambda: self.reference.facts()),
+            "how": self.how.facts(),
+            "warnings": warnings,
+        }
+
+    def floor(self, count: int) -> dict[str, Any] | None:
+        """What as many held-out real images score; None where there are none."""
+        if self.real.held_out is None:
+            return None
+        count = min(count, len(self.real.held_out))
+        if count not in self.floors:
+            scores, _ = self.scores(self.real.held_out, count)
+            self.floors[count] = {"images": count, "scores": scores.values}
+        return self.floors[count]
+
+    def scores(self, images: Images, count: int) -> tuple[Scores, list[str]]:
+        seen = self.look_at(images, count=count)
+        return self.ranks.from_main(
+            lambda: (
+                scores_of(seen, self.reference, self.extractor, self.how),
+                warnings_of(seen, self.extractor),
+            )
+        )

@@ -1,0 +1,95 @@
+"""What an extractor sees in images: features in order, and their moments; over all ranks."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluations.extractors import Extractor
+from evaluations.metrics import Moments
+from runtime.distributed import Ranks
+
+from .sources import Images
+
+MERGED = 1024  # rows that enter the moments at a time: a merge costs as much as a thousand rows
+
+
+class Seen(NamedTuple):
+    """Of N images."""
+
+    pool: Tensor  # float32 (N, D), on the host
+    moments: Moments  # of pool
+    spatial: Moments | None  # of the spatial features
+    y: Tensor | None  # int64 (N,)
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+
+class Pending:
+    """Moments of features that come in small batches."""
+
+    def __init__(self) -> None:
+        self.moments: Moments | None = None
+        self.rows: list[Tensor] = []
+
+    def add(self, features: Tensor) -> None:
+        self.rows.append(features)
+        if sum(map(len, self.rows)) >= MERGED:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            features = torch.cat(self.rows)
+            self.moments = self.moments or Moments(features.shape[1])
+            self.moments.update(features)
+            self.rows = []
+
+
+def look_at(
+    images: Images, extractor: Extractor, ranks: Ranks, *, batch: int, count: int | None = None,
+    progress: bool = True,
+) -> Seen | None:  # fmt: skip
+    """Features of the first `count` images (None: all), on rank 0; None on the others.
+
+    Every rank sees consecutive images, so a compressed file is read once per rank at most.
+
+    Raises:
+        InputError: the images are damaged, or not such as the extractor takes.
+    """
+    count = len(images) if count is None else count
+    numbers = range(count * ranks.rank // ranks.size, count * (ranks.rank + 1) // ranks.size)
+    pools, labels, pool, spatial = [], [], Pending(), Pending()
+    silent = not (progress and ranks.is_main)
+    with tqdm(total=len(numbers), desc=images.name, unit="image", disable=silent) as bar:
+        for raw, y in images.blocks(numbers, batch):
+            features = extractor(raw.to(ranks.device))
+            pools.append(features.pool.cpu())
+            pool.add(features.pool)
+            if features.spatial is not None:
+                spatial.add(features.spatial)
+            if y is not None:
+                labels.append(y)
+            bar.update(len(raw))
+    pool.flush()
+    spatial.flush()
+    own = (pools, labels, pool.moments, spatial.moments)
+    parts = ranks.gather(own)
+    if parts is None:
+        return None
+    parts = [part for part in parts if part[0]]  # a rank may have had no image
+    pools, labels = ([one for part in parts for one in part[i]] for i in (0, 1))
+    return Seen(
+        torch.cat(pools),
+        merged([part[2] for part in parts]),
+        merged([part[3] for part in parts]) if parts[0][3] else None,
+        torch.cat(labels) if labels else None,
+    )
+
+
+def merged(parts: list[Moments]) -> Moments:
+    first, *others = parts
+    for other in others:
+        first.merge(other)
+    return first

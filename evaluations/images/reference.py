@@ -1,0 +1,174 @@
+"""What samples are held against: the statistics and some features of real images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluations.extractors import Extractor
+from evaluations.metrics import Gaussian, Moments
+from runtime.distributed import Ranks
+from runtime.errors import InputError
+from runtime.files import atomic_write, sha256_of
+from runtime.random import generator
+
+from .features import Seen, look_at
+from .sources import LABELS, Images, NpzImages, Real, read_arrays
+
+KEPT = 10_000  # images that a reference keeps for precision, recall and KID, as ADM's do
+# What an .npz holds of the statistics, by ADM's names, and which features they are of.
+STORED = {"mu": "mean of pool", "sigma": "covariance of pool", "mu_s": "mean of spatial features",
+          "sigma_s": "covariance of spatial features"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images as an extractor sees them."""
+
+    name: str
+    count: int | None  # images behind the statistics; ADM's files do not say
+    sha256: str | None  # of the file
+    moments: Moments | Gaussian
+    spatial: Moments | Gaussian | None
+    pool: Tensor  # float32 (<= KEPT, D)
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {
+            "name": self.name, "images": self.count, "sha256": self.sha256, "kept": len(self.pool)
+        }  # fmt: skip
+
+
+def kept(count: int) -> Tensor:
+    """Which of `count` images a reference keeps: a fixed random choice, in order."""
+    if count <= KEPT:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator("cpu", "kept"))[:KEPT].sort().values
+
+
+def reference_of(
+    real: Real, extractor: Extractor, look_at: Callable[[Images], Seen | None]
+) -> Reference | None:
+    """From the statistics that an .npz stores, else from all images; on rank 0, None elsewhere.
+
+    Raises:
+        InputError: stored statistics are another extractor's, or damaged.
+    """
+    images = real.images
+    stored = stored_statistics(images, extractor) if isinstance(images, NpzImages) else None
+    seen = look_at(images)
+    if seen is None:
+        return None
+    sha256 = sha256_of(images.path) if isinstance(images, NpzImages) else None
+    if stored:
+        check_width(images, stored, seen.pool.shape[1])
+        return Reference(images.name, stored.count, sha256, stored.pool, stored.spatial, seen.pool)
+    return Reference(
+        images.name, len(images), sha256, seen.moments, seen.spatial, seen.pool[kept(len(images))]
+    )
+
+
+@dataclass(frozen=True)
+class Stored:
+    count: int | None
+    pool: Gaussian
+    spatial: Gaussian | None
+
+
+def stored_statistics(images: NpzImages, extractor: Extractor) -> Stored | None:
+    """mu and sigma of an .npz, as ADM's references have them.
+
+    Raises:
+        InputError: they are another extractor's; those of a file that does not say are ADM's
+            Inception's.
+    """
+    if "mu" not in images.names:
+        return None
+    found = read_arrays(images.path, [*STORED, "extractor", "fingerprint", "count"])
+    fingerprint = str(found["fingerprint"]) if "fingerprint" in found else None
+    theirs = str(found["extractor"]) if "extractor" in found else "inception-2015-12-05"
+    ours = (extractor.name, extractor.fingerprint if fingerprint else None)
+    if ours != (theirs, fingerprint):
+        raise InputError(
+            f"{images.path} has statistics of {theirs} {(fingerprint or '')[:8]}, but --extractor "
+            f"is {extractor.name} {extractor.fingerprint[:8]}: take the one or make another "
+            "reference with make-reference"
+        )
+    count = int(found["count"]) if "count" in found else None
+    pool = gaussian(images.path, found, "mu", "sigma")
+    spatial = gaussian(images.path, found, "mu_s", "sigma_s") if "mu_s" in found else None
+    return Stored(count, pool, spatial)
+
+
+def gaussian(path: Path, found: dict[str, np.ndarray], mean: str, covariance: str) -> Gaussian:
+    try:
+        mu, sigma = (torch.from_numpy(found[name]).double() for name in (mean, covariance))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: {mean} and {covariance} are no statistics ({error})") from error
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise InputError(
+            f"{path}: {mean} is {tuple(mu.shape)} and {covariance} {tuple(sigma.shape)}, "
+            "not (D,) and (D, D)"
+        )
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise InputError(f"{path}: {mean} or {covariance} holds NaN or infinity")
+    return Gaussian(mu, sigma)
+
+
+def check_width(images: Images, stored: Stored, width: int) -> None:
+    if len(stored.pool.mean) != width:
+        raise InputError(
+            f"{images.name} has statistics of {len(stored.pool.mean)} features, "
+            f"but the extractor gives {width}"
+        )
+
+
+def make_reference(
+    real: Real, extractor: Extractor, ranks: Ranks, out: Path, *, batch: int
+) -> Reference | None:
+    """Write a reference as ADM's: arr_0 of up to 10,000 images, mu, sigma, mu_s, sigma_s of all;
+    and the extractor's fingerprint, the images' number and up to 10,000 held-out images.
+
+    Holds the images that it writes in memory: 2 GB of 256 pixels, and as much held out.
+    """
+    looking = partial(look_at, extractor=extractor, ranks=ranks, batch=batch)
+    reference = reference_of(real, extractor, looking)
+    if reference is None:
+        return None
+    arrays = as_arrays("arr_0", real.images, kept(len(real.images)), batch) | {
+        "mu": reference.moments.mean.numpy(),
+        "sigma": reference.moments.covariance.numpy(),
+        "extractor": np.array(extractor.name),
+        "fingerprint": np.array(extractor.fingerprint),
+        "count": np.array(reference.count),
+    }
+    if reference.spatial is not None:
+        arrays |= {
+            "mu_s": reference.spatial.mean.numpy(),
+            "sigma_s": reference.spatial.covariance.numpy(),
+        }
+    if real.held_out is not None:
+        first = torch.arange(min(KEPT, len(real.held_out)))
+        arrays |= as_arrays("held_out", real.held_out, first, batch)
+    with atomic_write(out) as file:
+        np.savez(file, **arrays)
+    return reference
+
+
+def as_arrays(name: str, images: Images, numbers: Tensor, batch: int) -> dict[str, np.ndarray]:
+    """Some images, by rising numbers, and their classes, as arrays of an .npz."""
+    last = int(numbers[-1]) + 1
+    raws, labels, wanted, first = [], [], torch.zeros(last, dtype=torch.bool), 0
+    wanted[numbers] = True
+    for raw, y in images.blocks(range(last), batch):
+        chosen = wanted[first : first + len(raw)]
+        raws.append(raw[chosen])
+        labels += [] if y is None else [y[chosen]]
+        first += len(raw)
+    found = {name: torch.cat(raws).permute(0, 2, 3, 1).contiguous().numpy()}
+    return found | ({LABELS[name]: torch.cat(labels).numpy()} if labels else {})

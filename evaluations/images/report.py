@@ -1,0 +1,216 @@
+"""Results as JSON, as tables, and as a sheet of pictures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from domains.pictures import save_grid
+from evaluations.metrics import mean_interval
+from runtime.errors import InputError
+from runtime.files import atomic_write
+
+from .sources import Block, Images
+
+ROWS, COLUMNS = 20, 8  # of the sheet: at most so many classes, so many images of each
+NAMES = {
+    "fid": "FID", "sfid": "sFID", "inception_score": "Inception score", "precision": "precision",
+    "recall": "recall", "kid": "KID", "accuracy": "class is right",
+}  # fmt: skip
+# Parts of the samplers' protocols that may differ between runs that are compared.
+OWN = {"checkpoint", "seed", "batch", "seed_scheme", "network_calls", "network_rows_per_sample",
+       "versions", "device", "attention", "compiled", "bits_per_dim", "standard_error"}  # fmt: skip
+
+
+def beside(samples: str, ending: str) -> Path:
+    path = Path(samples)
+    return path.with_name(path.name.removesuffix(".npz") + ending)
+
+
+def read_protocol(samples: str) -> dict[str, Any] | None:
+    """The JSON that sample_ddp.py writes beside its samples; None where there is none.
+
+    Raises:
+        InputError: it is not what sample_ddp.py writes.
+    """
+    path = beside(samples, ".json")
+    if not path.is_file():
+        return None
+    protocol = read_json(path)
+    parts = [protocol.get("sampler"), protocol.get("guidance", {})]
+    if not all(isinstance(part, dict) for part in parts):
+        raise InputError(f"{path} is no protocol of sample_ddp.py: delete it, or draw again")
+    return protocol
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no JSON object")
+    return content
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(result, indent=2).encode())
+
+
+def shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if name == "accuracy" else f"{value:.4g}"
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned text: the first column to the left, the others to the right."""
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in lines
+    )
+
+
+def table(result: dict[str, Any]) -> str:
+    """One set of samples beside the floor that held-out real images set."""
+    scores, floor = result["scores"], result["floor"]
+    extractor, reference = result["extractor"], result["reference"]
+    head = ["", "samples"] + (["real, held out"] if floor else [])
+    rows = [["images", str(result["images"])] + ([str(floor["images"])] if floor else [])]
+    for name, value in scores.items():
+        cells = [NAMES.get(name, name), shown(name, value)]
+        rows.append(cells + ([shown(name, floor["scores"].get(name))] if floor else []))
+    intervals = [
+        f"{NAMES.get(name, name)}: 95 % interval {shown(name, low)} to {shown(name, high)}"
+        for name, (low, high) in result["intervals"].items()
+    ]
+    lines = [
+        f"{result['samples']} beside {reference['name']}, seen by {extractor['name']}",
+        columns(head, rows), *intervals, how_it_was(result),
+        *(f"note: {one}" for one in result["warnings"]),
+    ]  # fmt: skip
+    if floor and floor["images"] < result["images"]:
+        lines.append(
+            f"note: only {floor['images']} real images are held out: at {result['images']} the "
+            "floor would be lower"
+        )
+    return "\n".join(lines)
+
+
+def how_it_was(result: dict[str, Any]) -> str:
+    """What the scores depend on, in a line; the JSON has all of it."""
+    neighbors = result["how"]["precision_recall"]
+    parts = [f"precision and recall by {neighbors['k']} neighbors in {neighbors['distances']}"]
+    if "inception_score" in result["scores"]:
+        parts.append(f"Inception score by {result['how']['inception_score_split']} images")
+    protocol = result["protocol"] or {}
+    sampler, guidance = protocol.get("sampler", {}), protocol.get("guidance", {})
+    keys = ("mode", "sampling_method", "num_sampling_steps")
+    parts.append(
+        ", ".join(str(sampler[key]) for key in keys if key in sampler) or "sampler unknown"
+    )
+    parts += [f"guidance {guidance['scale']}"] if "scale" in guidance else []
+    return "; ".join(parts)
+
+
+def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Over independent sets of samples: the mean of every score and its 95 % interval."""
+    names = results[0]["scores"]
+    return {
+        "sets": [result["samples"] for result in results],
+        "scores": {
+            name: mean_interval([r["scores"][name] for r in results])._asdict() for name in names
+        },
+    }
+
+
+def summary_table(found: dict[str, Any]) -> str:
+    head = ["", "mean", "95 % interval", "standard deviation"]
+    rows = [
+        [
+            NAMES.get(name, name), shown(name, one["mean"]),
+            f"{shown(name, one['low'])} to {shown(name, one['high'])}", shown(name, one["std"]),
+        ]
+        for name, one in found["scores"].items()
+    ]  # fmt: skip
+    return f"{len(found['sets'])} independent sets\n{columns(head, rows)}"
+
+
+def compare(paths: Sequence[Path], *, anyway: bool) -> str:
+    """The scores of several results side by side.
+
+    Raises:
+        InputError: they were not made alike, unless `anyway`; or are no results.
+    """
+    results = [read_result(path) for path in paths]
+    first = conditions(results[0])
+    for path, result in zip(paths[1:], results[1:], strict=True):
+        other = conditions(result)
+        differing = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if differing and not anyway:
+            raise InputError(
+                f"{paths[0]} and {path} differ in {', '.join(differing)}, so their scores are not "
+                "comparable: --anyway shows them all the same"
+            )
+    rows = [
+        [NAMES.get(name, name)] + [shown(name, result["scores"].get(name)) for result in results]
+        for name in results[0]["scores"]
+    ]
+    rows.insert(0, ["images"] + [str(result["images"]) for result in results])
+    return columns(["", *(path.name.removesuffix(".score.json") for path in paths)], rows)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    result = read_json(path)
+    try:
+        for value in result["scores"].values():
+            float(value)
+        int(result["images"])
+        conditions(result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no result of evaluations.images ({error!r})") from error
+    return result
+
+
+def conditions(result: dict[str, Any]) -> dict[str, Any]:
+    """What has to be equal where scores are compared."""
+    protocol = result.get("protocol") or {}
+    reference = {k: v for k, v in result["reference"].items() if k != "name"}
+    return {
+        "images": result["images"], "extractor": result["extractor"], "reference": reference,
+        **result["how"], **{k: v for k, v in protocol.items() if k not in OWN},
+    }  # fmt: skip
+
+
+def save_sheet(path: Path, real: Images, samples: Images) -> None:
+    """Left real images, right samples; where both have a few classes, a row of each."""
+    left, right = (first_block(images, 400) for images in (real, samples))
+    blank = torch.full((1, *samples.shape), 255, dtype=torch.uint8)
+    if left.raw.shape[1:] != right.raw.shape[1:]:  # of another size: the samples alone
+        return save_grid(right.raw[: 8 * COLUMNS], path, columns=COLUMNS)
+
+    def row(block: Block, number: int) -> Tensor:
+        chosen = block.raw[number * COLUMNS :] if classes is None else block.raw[block.y == number]
+        chosen = chosen[:COLUMNS]
+        return torch.cat([chosen, blank.expand(COLUMNS - len(chosen), -1, -1, -1)])
+
+    classes = None if left.y is None or right.y is None else int(right.y.max()) + 1
+    classes = classes if classes and classes <= ROWS else None
+    tiles = [
+        torch.cat([row(left, number), blank, row(right, number)])
+        for number in range(classes or COLUMNS)
+    ]
+    save_grid(torch.cat(tiles), path, columns=2 * COLUMNS + 1)
+
+
+def first_block(images: Images, count: int) -> Block:
+    """The first images; `count` of them, or all."""
+    return next(images.blocks(range(min(count, len(images))), count))

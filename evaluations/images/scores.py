@@ -1,0 +1,91 @@
+"""The scores of samples against a reference, with what they depend on."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from evaluations.extractors import Extractor
+from evaluations.metrics import (
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from runtime.errors import InputError
+
+from .features import Seen
+from .reference import Reference
+
+FID_SAMPLES = 50_000  # what published FIDs are of
+NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class How:
+    """What the numbers depend on besides images and extractor."""
+
+    half: bool  # distances for precision and recall in float16, as ADM computes them
+    split: int = 5000  # images per split of the Inception score
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "precision_recall": {"k": NEIGHBOURS, "distances": "half" if self.half else "float32"},
+            "inception_score_split": self.split,
+        }
+
+
+class Scores(NamedTuple):
+    values: dict[str, float]  # by name, in the order in which they are printed
+    intervals: dict[str, tuple[float, float]]  # 95 %, of those that have one
+
+
+def scores_of(seen: Seen, reference: Reference, extractor: Extractor, how: How) -> Scores:
+    """The scores that the extractor has features for.
+
+    Raises:
+        InputError: too few images, or labels that the classifier does not know.
+    """
+    device, frechet = extractor.device, extractor.distance
+    kernel = "k" + frechet[1:]  # fid, sfid, kid; fd_classifier, kd_classifier
+    try:
+        scores = {frechet: frechet_distance(seen.moments, reference.moments)}
+        if seen.spatial and reference.spatial:
+            scores["s" + frechet] = frechet_distance(seen.spatial, reference.spatial)
+        if (probabilities := extractor.probabilities(seen.pool.to(device))) is not None:
+            scores["inception_score"] = inception_score(probabilities, how.split)
+            if extractor.reads_labels and seen.y is not None:
+                scores["accuracy"] = accuracy(probabilities, seen.y)
+        real, drawn = reference.pool.to(device), seen.pool.to(device)
+        manifold = precision_recall(real, drawn, k=NEIGHBOURS, half=how.half)
+        scores |= {"precision": manifold.precision, "recall": manifold.recall}
+        found = kernel_distance(real, drawn)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return Scores(scores | {kernel: found.value}, {kernel: (found.low, found.high)})
+
+
+def accuracy(probabilities: Tensor, y: Tensor) -> float:
+    """The share of images that are read as the class they were asked to be of."""
+    classes = probabilities.shape[1]
+    wrong = y[(y < 0) | (y >= classes)]
+    if len(wrong):
+        raise InputError(
+            f"class id {wrong[0]} among the labels, but the classifier knows 0 to {classes - 1}"
+        )
+    return (probabilities.argmax(1).cpu() == y).double().mean().item()
+
+
+def warnings_of(seen: Seen, extractor: Extractor) -> list[str]:
+    """What makes these numbers hard to compare."""
+    found, count, width = [], len(seen), seen.pool.shape[1]
+    if count <= width:
+        found.append(
+            f"{count} images are too few for a covariance of {width} features: "
+            f"{extractor.distance} has a large bias"
+        )
+    if extractor.distance == "fid" and count != FID_SAMPLES:
+        found.append(
+            f"FID falls with the number of images: {count} are not comparable with {FID_SAMPLES}"
+        )
+    return found

@@ -1,0 +1,235 @@
+"""Images to be looked at: an .npz as ADM writes it, a folder, or a data set of `domains`."""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import domains
+from domains.codecs import PIXELS
+from domains.latents import LatentDomain
+from runtime.errors import InputError
+from runtime.random import generator
+
+# What numpy and zipfile raise on files that are damaged, or no .npz.
+DAMAGED = (
+    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError,
+    MemoryError, OverflowError, SyntaxError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+class Block(NamedTuple):
+    raw: Tensor  # uint8 (b, C, H, W)
+    y: Tensor | None  # int64 (b,), the classes where they are known
+
+
+class Images(Protocol):
+    """Images of one shape, read in order and never held all at once."""
+
+    name: str  # what a person calls them
+    shape: tuple[int, int, int]  # (C, H, W)
+
+    def __len__(self) -> int: ...
+
+    def blocks(self, numbers: range, size: int) -> Iterator[Block]:
+        """The images of consecutive numbers, `size` at a time.
+
+        Raises:
+            InputError: damaged.
+        """
+
+
+# Images of an .npz -> their classes, int (N,), where they are there. What training never saw is in
+# references of `make-reference` alone.
+LABELS = {"arr_0": "arr_1", "held_out": "held_out_labels"}
+
+
+class NpzImages:
+    """An array of images of an .npz, uint8 (N, H, W, C), and their classes.
+
+    Read as it is needed, for 50,000 images of 256 pixels are 10 GB. Nothing is unpickled.
+
+    Raises:
+        InputError: no such file, damaged, or another kind of arrays.
+    """
+
+    def __init__(self, path: str | Path, array: str = "arr_0") -> None:
+        self.path, self.array, self.name = Path(path), array, str(path)
+        try:
+            self.names = names_in(self.path)
+            if array not in self.names:
+                there = ", ".join(self.names) or "nothing"
+                raise InputError(f"{path} has no array {array} (the images), but {there}")
+            with self.opened() as file:
+                shape, in_columns, dtype = header(file)
+            labels = read_arrays(self.path, [LABELS[array]]).get(LABELS[array])
+        except InputError:
+            raise
+        except DAMAGED as error:
+            raise unreadable(self.path, error) from error
+        if dtype != np.uint8 or len(shape) != 4 or in_columns or shape[3] not in (1, 3):
+            order = " in Fortran order" if in_columns else ""
+            raise InputError(
+                f"{path}: {array} is {dtype} {shape}{order}, "
+                "not uint8 (N, height, width, 1 or 3 channels)"
+            )
+        self.count, height, width, channels = shape
+        self.shape = (channels, height, width)
+        self.labels = None if labels is None else self.classes(labels)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def blocks(self, numbers: range, size: int) -> Iterator[Block]:
+        channels, height, width = self.shape
+        row = channels * height * width
+        try:
+            with self.opened() as file:
+                header(file)
+                file.seek(file.tell() + numbers.start * row)
+                for first in range(numbers.start, numbers.stop, size):
+                    stop = min(first + size, numbers.stop)
+                    content = file.read((stop - first) * row)
+                    if len(content) < (stop - first) * row:
+                        raise EOFError(f"it ends before image {stop}")
+                    raw = np.frombuffer(content, np.uint8).reshape(-1, height, width, channels)
+                    y = None if self.labels is None else self.labels[first:stop]
+                    yield Block(torch.from_numpy(raw.transpose(0, 3, 1, 2).copy()), y)
+        except DAMAGED as error:
+            raise unreadable(self.path, error) from error
+
+    def opened(self) -> IO[bytes]:
+        return zipfile.ZipFile(self.path).open(f"{self.array}.npy")
+
+    def classes(self, labels: np.ndarray) -> Tensor:
+        if labels.shape != (self.count,) or labels.dtype.kind not in "iu":
+            raise InputError(
+                f"{self.path}: {LABELS[self.array]} is {labels.dtype} {labels.shape}, "
+                f"not a class id for each of {self.count} images"
+            )
+        return torch.from_numpy(labels.astype(np.int64))
+
+
+def names_in(path: Path) -> list[str]:
+    """The arrays of an .npz."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; sample_ddp.py writes samples")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is no .npz file, or only the beginning of one")
+    with zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Small arrays of an .npz, those of `names` that it has.
+
+    Raises:
+        InputError: it is damaged, or they hold objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: np.asarray(archive[name]) for name in names if name in archive.files}
+    except DAMAGED as error:
+        raise unreadable(path, error) from error
+
+
+def header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type of the array whose values follow."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+    return InputError(f"{path} is no readable .npz file ({reason})")
+
+
+class DataSetImages:
+    """The images of a data set, in its order or in one of `numbers`."""
+
+    def __init__(
+        self, name: str, domain: domains.Domain, image_set: domains.DataSet,
+        numbers: np.ndarray | None = None, workers: int = 0,
+    ) -> None:  # fmt: skip
+        self.name, self.domain, self.image_set = name, domain, image_set
+        self.workers = workers if image_set.decodes else 0
+        self.numbers = np.arange(len(image_set)) if numbers is None else numbers
+        self.shape = domain.raw_shape
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def blocks(self, numbers: range, size: int) -> Iterator[Block]:
+        batches = [
+            domains.Draws.plain(self.numbers[first : min(first + size, numbers.stop)])
+            for first in range(numbers.start, numbers.stop, size)
+        ]
+        loader = DataLoader(
+            self.image_set, batch_sampler=batches, collate_fn=domains.as_read,
+            num_workers=self.workers,
+        )  # fmt: skip
+        for batch in loader:
+            raw, y = batch.checked()[:2]
+            yield Block(raw, y if self.domain.num_classes else None)
+
+
+class Real(NamedTuple):
+    """Real images, and those of them that no model has seen; None where there are none."""
+
+    images: Images
+    held_out: Images | None
+
+
+def open_images(
+    asked: str, *, image_size: int | None = None, data_path: str | None = None,
+    cache_dir: str | None = None, workers: int = 0,
+) -> Real:  # fmt: skip
+    """An .npz, a folder of images, or a data set by its --dataset_name.
+
+    Args:
+        image_size: what a folder's images are cropped to, as ADM does.
+        workers: processes that decode.
+
+    Raises:
+        InputError: there is no such thing.
+    """
+    path = Path(asked)
+    if path.suffix == ".npz" or path.is_file():
+        images = NpzImages(path)
+        return Real(images, NpzImages(path, "held_out") if "held_out" in images.names else None)
+    where = dict(data_path=data_path)
+    name = asked
+    if path.is_dir() and not (path / "dataset_info.json").exists():
+        name, where = "folder", dict(data_path=asked, num_classes=0)
+    domain = domains.build(name, image_size=image_size, vae=PIXELS, cache_dir=cache_dir, **where)
+    return real_of(asked, domain, workers=workers)
+
+
+def real_of(name: str, domain: domains.Domain, *, workers: int) -> Real:
+    """The images of a domain.
+
+    Raises:
+        InputError: it has latents and no images.
+    """
+    if isinstance(domain, LatentDomain):
+        raise InputError(
+            f"{domain.source.called} holds latents: give --score-reference REF.npz, which "
+            "python -m evaluations.images make-reference writes"
+        )
+    images = DataSetImages(name, domain, domain.train_set(augment=False), workers=workers)
+    try:
+        held_out = domain.held_out_set()
+    except domains.NoHeldOut:
+        return Real(images, None)
+    # In a random order: a data set may lie sorted by class, and a part of it is used.
+    order = torch.randperm(len(held_out), generator=generator("cpu", "held out")).numpy()
+    name = f"{name}, held out"
+    return Real(images, DataSetImages(name, domain, held_out, order, workers=workers))

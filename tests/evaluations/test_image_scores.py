@@ -1,0 +1,388 @@
+"""`python -m evaluations.images`: what the scores say, on real digits and clothes, and to whom."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import domains
+from domains.sources import FASHION_FOLDER
+from evaluations.extractors import Features
+from evaluations.extractors import classifier as classifiers
+from evaluations.extractors.classifier import Classifier, SmallCNN, images_of
+from evaluations.images.evaluator import Evaluator
+from evaluations.images.scores import How
+from evaluations.images.sources import Block, Real, open_images, real_of
+from evaluations.metrics import Moments, frechet_distance
+from runtime.distributed import Ranks
+from runtime.errors import InputError
+from tests.commands import ROOT, call, refused, succeed
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+TOOL = "evaluations.images.__main__"
+
+
+class Held:
+    """Images in memory."""
+
+    name = "held"
+
+    def __init__(self, raw, y=None):
+        self.raw, self.y, self.shape = raw, y, tuple(raw.shape[1:])
+
+    def __len__(self):
+        return len(self.raw)
+
+    def blocks(self, numbers, size):
+        for first in range(numbers.start, numbers.stop, size):
+            part = slice(first, min(first + size, numbers.stop))
+            yield Block(self.raw[part], None if self.y is None else self.y[part])
+
+
+def noisy(raw, sigma):
+    random = torch.Generator().manual_seed(5)
+    noise = sigma * torch.randn(raw.shape, generator=random)
+    return (raw.float() + noise).clamp(0, 255).to(torch.uint8)
+
+
+def blurred(raw):
+    return torch.nn.functional.avg_pool2d(raw.float(), 3, 1, 1).to(torch.uint8)
+
+
+def shuffled(raw):
+    random = torch.Generator().manual_seed(6)
+    return torch.stack([image.flatten()[torch.randperm(image.numel(), generator=random)]
+                        for image in raw]).view_as(raw)  # fmt: skip
+
+
+def evaluator_of(domain, classifier):
+    real = real_of(domain.name, domain, workers=0)
+    return Evaluator(real, classifier, ALONE, How(half=False), batch=500, progress=False)
+
+
+@pytest.fixture(scope="module")
+def evaluator(digits, classifier):
+    return evaluator_of(digits, classifier)
+
+
+def save(path, images, labels=None, protocol=None):
+    arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy()}
+    if labels is not None:
+        arrays["arr_1"] = labels.numpy()
+    np.savez(path, **arrays)
+    if protocol is not None:
+        path.with_suffix(".json").write_text(json.dumps(protocol))
+    return path
+
+
+def check_order(evaluator, held_out):
+    """What the tables of the evaluation protocol show, for any small domain."""
+    raw, y = held_out
+    scores = {
+        name: evaluator.evaluate(Held(images, labels))["scores"]
+        for name, images, labels in [
+            ("real", raw, y), ("noise 8", noisy(raw, 8), y), ("noise 32", noisy(raw, 32), y),
+            ("noise 96", noisy(raw, 96), y), ("blur", blurred(raw), y),
+            ("half", raw[y < 5], y[y < 5]), ("shuffled", shuffled(raw), y),
+        ]
+    }  # fmt: skip
+    fd = {name: one["fd_classifier"] for name, one in scores.items()}
+    assert fd["real"] < fd["noise 8"] < fd["noise 32"] < fd["noise 96"]
+    assert all(fd[name] > 10 * fd["real"] for name in ("blur", "half", "shuffled"))
+    kd = {name: one["kd_classifier"] for name, one in scores.items()}
+    assert kd["real"] < kd["noise 32"] < kd["noise 96"]
+    # Missing classes are seen in recall and in the class score, not in precision or accuracy.
+    real, half = scores["real"], scores["half"]
+    assert half["recall"] < real["recall"] - 0.2 and half["precision"] > real["precision"] - 0.05
+    assert half["inception_score"] < 0.65 * real["inception_score"]
+    assert half["accuracy"] > real["accuracy"] - 0.05 > scores["noise 96"]["accuracy"]
+    assert scores["shuffled"]["precision"] < 0.2 > scores["shuffled"]["recall"]
+
+
+def test_scores_of_digits_order_corruption_and_missing_classes(evaluator, held_out):
+    check_order(evaluator, held_out)
+
+
+def test_held_out_images_score_the_floor(digits, evaluator):
+    result = evaluator.evaluate(evaluator.real.held_out)
+    assert result["scores"] == pytest.approx(result["floor"]["scores"], rel=1e-9)
+    assert result["floor"]["images"] == result["images"] == 500
+    low, high = result["intervals"]["kd_classifier"]
+    assert low < result["scores"]["kd_classifier"] < high
+
+
+def test_the_floor_is_taken_at_the_samples_number(evaluator, held_out):
+    raw, _ = held_out
+    few, many = evaluator.evaluate(Held(raw[:60])), evaluator.evaluate(Held(raw.repeat(2, 1, 1, 1)))
+    assert (few["floor"]["images"], many["floor"]["images"]) == (60, 500)
+    distances = [one["floor"]["scores"]["fd_classifier"] for one in (few, many)]
+    assert distances[0] > 2 * distances[1]
+    assert "accuracy" not in few["scores"]
+    assert any("too few for a covariance of 64" in warning for warning in few["warnings"])
+
+
+def test_the_reference_is_the_training_images(digits, classifier, evaluator):
+    real = images_of(digits, digits.train_set())
+    result = evaluator.evaluate(Held(*real))
+    assert result["scores"]["fd_classifier"] < 1e-8
+    assert result["scores"]["precision"] == result["scores"]["recall"] == 1
+    expected = Moments.of(classifier(real.raw).pool)
+    torch.testing.assert_close(evaluator.reference.moments.mean, expected.mean)
+
+
+def test_labels_that_the_classifier_does_not_know_are_refused(evaluator, held_out):
+    raw, y = held_out
+    with pytest.raises(InputError, match="class id 11 among the labels"):
+        evaluator.evaluate(Held(raw, y + 2))
+    with pytest.raises(InputError, match="at least"):
+        evaluator.evaluate(Held(raw[:1]))
+    with pytest.raises(InputError, match="trained on images of"):
+        evaluator.evaluate(Held(raw.repeat(1, 3, 1, 1)))
+
+
+# References
+
+
+class Linear:
+    """An extractor with spatial features and without classes."""
+
+    name, fingerprint, distance = "linear", "f" * 64, "fd_linear"
+    half_distances, reads_labels, device = False, False, torch.device("cpu")
+
+    def __call__(self, images):
+        flat = images.flatten(1).float() / 255
+        return Features(flat[:, :8], flat[:, 8:11])
+
+    def probabilities(self, pool):
+        return None
+
+
+@pytest.fixture
+def pixels():
+    return torch.randint(0, 256, (300, 3, 4, 4), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def statistics(features):
+    moments = Moments.of(features)
+    return moments.mean.numpy(), moments.covariance.numpy()
+
+
+def adm_reference(path, pixels, **more):
+    """As ADM's: statistics of many images, and a few of them."""
+    features = Linear()(pixels)
+    (mu, sigma), (mu_s, sigma_s) = statistics(features.pool), statistics(features.spatial)
+    few = pixels[:50].permute(0, 2, 3, 1).numpy()
+    np.savez(path, arr_0=few, mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s, **more)
+    return path
+
+
+def test_stored_statistics_are_used_and_the_images_for_precision(tmp_path, pixels, monkeypatch):
+    linear = Linear()
+    monkeypatch.setattr(Linear, "name", "inception-2015-12-05")  # of a file that does not say
+    path = adm_reference(tmp_path / "ref.npz", pixels)
+    evaluator = Evaluator(open_images(str(path)), linear, ALONE, How(False), batch=64)
+    samples = noisy(pixels, 30)
+    scores = evaluator.evaluate(Held(samples))["scores"]
+    for part, name in enumerate(["fd_linear", "sfd_linear"]):
+        real, drawn = (Moments.of(linear(images)[part]) for images in (pixels, samples))
+        assert scores[name] == pytest.approx(frechet_distance(drawn, real), rel=1e-6)
+    assert len(evaluator.reference.pool) == 50 and "inception_score" not in scores
+
+
+def test_statistics_of_another_extractor_are_refused(tmp_path, pixels):
+    def opened(path):
+        return Evaluator(open_images(str(path)), Linear(), ALONE, How(False), batch=64)
+
+    with pytest.raises(InputError, match="has statistics of inception-2015-12-05"):
+        opened(adm_reference(tmp_path / "adm.npz", pixels))
+    own = dict(extractor="linear", fingerprint="e" * 64, count=300)
+    with pytest.raises(InputError, match="has statistics of linear eeeeeeee, but --extractor"):
+        opened(adm_reference(tmp_path / "other.npz", pixels, **own))
+    own["fingerprint"] = "f" * 64
+    assert opened(adm_reference(tmp_path / "own.npz", pixels, **own)).reference.count == 300
+    with pytest.raises(InputError, match=r"mu is \(8,\) and sigma \(3, 3\)"):
+        content = dict(np.load(tmp_path / "own.npz"))
+        np.savez(tmp_path / "bad.npz", **content | {"sigma": np.eye(3)})
+        opened(tmp_path / "bad.npz")
+
+
+def test_a_made_reference_scores_like_the_data_set(tmp_path, classifier_file, held_out):
+    samples = save(tmp_path / "s.npz", noisy(held_out.raw, 8), held_out.y)
+    extractor = ["--extractor", f"classifier:{classifier_file}", "--device", "cpu"]
+    made = tmp_path / "digits-ref.npz"
+    succeed(TOOL, "make-reference", "digits", "--out", made, *extractor)
+    results = []
+    for reference in ("digits", made):
+        succeed(TOOL, reference, samples, *extractor)
+        results.append(json.loads((tmp_path / "s.score.json").read_text()))
+    one, other = results
+    assert one["scores"] == pytest.approx(other["scores"], rel=1e-6)
+    assert one["floor"]["scores"] == pytest.approx(other["floor"]["scores"], rel=1e-6)
+    content = np.load(made, allow_pickle=False)
+    assert content["arr_0"].shape == (1297, 8, 8, 1) and content["mu"].shape == (64,)
+
+
+# The command
+
+
+@pytest.fixture
+def digits_flags(classifier_file):
+    return ["--extractor", f"classifier:{classifier_file}", "--device", "cpu"]
+
+
+def test_the_command_leaves_a_table_a_json_and_a_picture(tmp_path, held_out, classifier):
+    protocol = {"task": "Samples", "sampler": {"mode": "ODE"}, "seed": 3}
+    samples = save(tmp_path / "cfg-1.0.npz", noisy(held_out.raw, 8), held_out.y, protocol)
+    done = succeed(TOOL, "digits", samples, "--extractor", "classifier", "--device", "cpu")
+    result = json.loads((tmp_path / "cfg-1.0.score.json").read_text())
+    assert result["protocol"] == protocol and result["images"] == 500
+    assert result["extractor"] == {"name": classifier.name, "sha256": classifier.fingerprint}
+    assert result["reference"]["name"] == "digits" and result["reference"]["images"] == 1297
+    assert result["how"]["precision_recall"] == {"k": 3, "distances": "float32"}
+    assert f"{result['scores']['fd_classifier']:.4g}" in done.out and "FID" not in done.out
+    assert done.out.splitlines()[-1] == str(tmp_path / "cfg-1.0.score.json")
+    assert Image.open(tmp_path / "cfg-1.0.score.png").size == (17 * 66 + 2, 10 * 66 + 2)
+    trained = tmp_path / "classifier-digits.pt"
+    before = trained.stat().st_mtime_ns
+    succeed(TOOL, "digits", samples, "--extractor", "classifier", "--device", "cpu")
+    assert trained.stat().st_mtime_ns == before, "trained once per folder"
+
+
+def test_two_processes_find_what_one_finds(tmp_path, held_out, digits_flags):
+    samples = save(tmp_path / "s.npz", noisy(held_out.raw, 8), held_out.y)
+    succeed(TOOL, "digits", samples, *digits_flags)
+    alone = json.loads((tmp_path / "s.score.json").read_text())
+    job = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [*job, "-m", "evaluations.images", "digits", samples, *digits_flags]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, cwd=ROOT)
+    both = json.loads((tmp_path / "s.score.json").read_text())
+    assert alone["scores"] == pytest.approx(both["scores"], rel=1e-5)
+
+
+def test_several_sets_give_means_and_intervals(tmp_path, held_out, digits_flags):
+    sets = [
+        save(tmp_path / f"{i}.npz", noisy(held_out.raw[i::3], 8), held_out.y[i::3])
+        for i in range(3)
+    ]
+    done = succeed(TOOL, "digits", *sets, *digits_flags, "--out", tmp_path / "all.json")
+    content = json.loads((tmp_path / "all.json").read_text())
+    found = content["summary"]["scores"]["fd_classifier"]
+    values = [result["scores"]["fd_classifier"] for result in content["results"]]
+    assert found["mean"] == pytest.approx(np.mean(values)) and found["n"] == 3
+    assert found["low"] < min(values) < max(values) < found["high"]
+    assert "3 independent sets" in done.out
+
+
+def test_results_are_compared_only_if_they_were_made_alike(tmp_path, held_out, digits_flags):
+    def scored(name, count, steps):
+        protocol = {"task": "Samples", "sampler": {"num_sampling_steps": steps}, "seed": 0}
+        save(tmp_path / f"{name}.npz", held_out.raw[:count], held_out.y[:count], protocol)
+        succeed(TOOL, "digits", tmp_path / f"{name}.npz", *digits_flags)
+        return tmp_path / f"{name}.score.json"
+
+    a, b, c, d = (
+        scored(*one) for one in [("a", 300, 9), ("b", 300, 9), ("c", 300, 5), ("d", 99, 9)]
+    )
+    table = succeed(TOOL, "--compare", a, b).out
+    assert table.splitlines()[0].split()[-1].endswith("b") and "fd_classifier" in table
+    assert "differ in sampler" in refused(TOOL, "--compare", a, c)
+    assert "differ in images" in refused(TOOL, "--compare", a, b, d)
+    assert "fd_classifier" in succeed(TOOL, "--compare", a, c, "--anyway").out
+    (tmp_path / "x.json").write_text('{"scores": {"fid": "much"}}')
+    for wrong in ("x.json", "a.npz", "none.json"):
+        assert wrong in refused(TOOL, "--compare", a, tmp_path / wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["digits", "{samples}"], "no Inception weights: looked for"),
+        (["digits", "{samples}", "--extractor", "vgg"], "unknown --extractor 'vgg'"),
+        (["digits", "{samples}", "--extractor", "classifier:gone.pt"], "gone.pt: there is no such"),
+        (["{samples}", "{samples}", "--extractor", "classifier"], "needs a data set|trains on the"),
+        (["digitz", "{samples}", "--extractor", "classifier"], "choose from digits"),
+        (["digits", "gone.npz", "--extractor", "classifier"], "gone.npz: there is no such file"),
+        (["digits", "--extractor", "classifier"], "SAMPLES are missing"),
+        (["digits", "{color}", "--extractor", "classifier"], "trained on images of"),
+        (["make-reference", "digits", "--out", "{folder}/no.npz"], "no Inception weights"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, held_out, words, sentence, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    save(tmp_path / "samples.npz", held_out.raw[:20])
+    save(tmp_path / "color.npz", held_out.raw[:20].repeat(1, 3, 1, 1))
+    places = {
+        "samples": tmp_path / "samples.npz", "color": tmp_path / "color.npz", "folder": tmp_path
+    }  # fmt: skip
+    result = call_in(tmp_path, *[word.format(**places) for word in words])
+    said = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 2 and said.startswith("error: "), result.stderr
+    assert any(part in said for part in sentence.split("|"))
+    assert "Traceback" not in result.stderr and not (tmp_path / "samples.score.json").exists()
+
+
+def call_in(folder, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "evaluations.images", *words, "--device", "cpu"],
+        capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """The largest resident size of a process that scores 15 MB, and of one that scores 300 MB."""
+    torch.manual_seed(0)
+    config = {"channels": 3, "num_classes": 4, "image_size": 256}
+    Classifier(SmallCNN(**config), config, "photos", 1.0).save(tmp_path / "clf.pt")
+    random = np.random.RandomState(0)
+    real = random.randint(0, 256, (80, 256, 256, 3), np.uint8)
+    np.savez(tmp_path / "ref.npz", real)
+    np.savez(tmp_path / "small.npz", real)
+    np.savez(tmp_path / "large.npz", np.tile(real, (20, 1, 1, 1)))
+    code = (
+        "import resource, sys; from evaluations.images.__main__ import main; main(); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    peaks = []
+    for name in ("small", "large"):
+        words = ["ref.npz", f"{name}.npz", "--extractor", "classifier:clf.pt", "--device", "cpu"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words, "--batch-size", "16"], cwd=tmp_path, check=True,
+            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        peaks.append(int(done.stdout.splitlines()[-1]))
+    assert peaks[1] < peaks[0] + 100
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, held_out, digits_flags):
+    samples = save(tmp_path / "s.npz", held_out.raw[:50])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        result = call(TOOL, "digits", samples, *digits_flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.code == 2 and result.err.strip().splitlines()[-1].startswith("error: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.npz"]
+
+
+@pytest.mark.skipif(
+    not os.path.isdir(FASHION_FOLDER), reason="needs Debian's package dataset-fashion-mnist"
+)
+def test_scores_of_clothes_order_corruption_and_missing_classes():
+    """On 60,000 real pictures the floor is a hundredth of the mildest corruption."""
+    domain = domains.build("fashion-mnist")
+    classifier = classifiers.train(domain, steps=300)
+    assert classifier.accuracy > 0.75
+    real = classifiers.images_of(domain, domain.train_set(augment=False))
+    few = Held(real.raw[:6000], real.y[:6000])
+    evaluator = Evaluator(
+        Real(few, None), classifier, ALONE, How(half=False), batch=500, progress=False
+    )
+    held_out = classifiers.images_of(domain, domain.held_out_set())
+    check_order(evaluator, classifiers.Images(held_out.raw[:3000], held_out.y[:3000]))

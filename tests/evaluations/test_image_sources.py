@@ -1,0 +1,111 @@
+"""Images from .npz files, folders and data sets: read as they are needed, refused if damaged."""
+
+import io
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluations.images.sources import NpzImages, open_images
+from runtime.errors import InputError
+
+IMAGES = np.random.RandomState(0).randint(0, 256, (10, 4, 6, 3), np.uint8)
+
+
+def everything(images, size=4):
+    return torch.cat([block.raw for block in images.blocks(range(len(images)), size)])
+
+
+def npy(array, version=(1, 0)):
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_any_range_of_any_npz_is_read_in_order(tmp_path, version, compression):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
+        archive.writestr("arr_0.npy", npy(IMAGES, version))
+        archive.writestr("arr_1.npy", npy(np.arange(10)))
+    images = NpzImages(tmp_path / "x.npz")
+    assert len(images) == 10 and images.shape == (3, 4, 6)
+    expected = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
+    assert everything(images).equal(expected)
+    raw, y = (torch.cat(parts) for parts in zip(*images.blocks(range(3, 9), 4), strict=True))
+    assert raw.equal(expected[3:9]) and y.tolist() == [3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_large_file_is_never_held_whole(tmp_path, save):
+    save(tmp_path / "x.npz", np.zeros((1000, 256, 256, 3), np.uint8))  # 200 MB
+    images = NpzImages(tmp_path / "x.npz")
+    tracemalloc.start()
+    count = sum(len(block.raw) for block in images.blocks(range(500, 1000), 16))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 500 and peak < 40e6
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": IMAGES}, "no array arr_0 .* but images"),
+        ({}, "no array arr_0 .* but nothing"),
+        ({"arr_0": IMAGES.astype(np.float32)}, "arr_0 is float32"),
+        ({"arr_0": IMAGES[0]}, r"arr_0 is uint8 \(4, 6, 3\)"),
+        ({"arr_0": IMAGES[..., :2]}, "1 or 3 channels"),
+        ({"arr_0": np.asfortranarray(IMAGES)}, "Fortran order"),
+        ({"arr_0": IMAGES, "arr_1": np.zeros(3, np.int64)}, "arr_1 is int64"),
+        ({"arr_0": IMAGES, "arr_1": np.zeros(10)}, "arr_1 is float64"),
+        ({"arr_0": np.array([{}])}, "arr_0 is object"),
+        ({"arr_0": IMAGES, "arr_1": np.array([{}])}, "no readable .npz"),
+    ],
+)
+def test_what_are_no_images_is_refused_and_not_unpickled(tmp_path, arrays, words):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(InputError, match=words):
+        NpzImages(tmp_path / "x.npz")
+
+
+def test_damaged_files_are_named(tmp_path):
+    whole = tmp_path / "whole.npz"
+    np.savez(whole, IMAGES)
+    content = whole.read_bytes()
+    path = tmp_path / "x.npz"
+    with pytest.raises(InputError, match="there is no such file"):
+        NpzImages(path)
+    for part in (b"", content[: len(content) // 2], b"PK\x03\x04 nothing"):
+        path.write_bytes(part)
+        with pytest.raises(InputError, match="x.npz is no .npz file, or only the beginning"):
+            NpzImages(path)
+    path.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
+    with pytest.raises(InputError, match="x.npz is no readable .npz file .*CRC"):
+        everything(NpzImages(path))
+    with zipfile.ZipFile(path, "w") as archive:  # a header that promises more than there is
+        archive.writestr("arr_0.npy", npy(IMAGES)[:-1])
+    with pytest.raises(InputError, match="it ends before image 10"):
+        everything(NpzImages(path))
+
+
+def test_a_data_set_by_its_name_with_its_held_out_part():
+    real = open_images("digits")
+    assert (len(real.images), len(real.held_out), real.images.shape) == (1297, 500, (1, 8, 8))
+    y = torch.cat([block.y for block in real.held_out.blocks(range(60), 25)])
+    assert len(y) == 60 and len(y.unique()) == 10
+
+
+def test_a_folder_of_images_in_one_size(tmp_path):
+    for i, size in enumerate([(8, 8), (16, 8), (9, 12)]):
+        Image.fromarray(np.full((*size, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    real = open_images(str(tmp_path), image_size=8)
+    assert len(real.images) == 3 and real.held_out is None
+    assert everything(real.images)[:, 0, 4, 4].tolist() == [0, 50, 100]
+
+
+def test_an_unknown_reference_lists_the_choices():
+    with pytest.raises(InputError, match="choose from digits"):
+        open_images("digitz")
