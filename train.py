@@ -73,8 +73,12 @@ def main() -> None:
         first = next(ahead).checked()  # what is wrong with the data shows before a file is written
         if config.plan:
             return print_plan(trainer, chain([first], ahead), needs)
-        score = score_of(config, domain, ranks)
+        score = score_of(config, domain, ranks, Path(start.folder) if start.resumes else None)
+        if score:
+            score.try_out(trainer.draw)
         folder = Path(ranks.from_main(lambda: opened_folder(start)))
+        if score:
+            score.keep(folder)
         log = Log(
             folder, ranks, start=state.step, stop=config.max_steps,
             images_per_step=config.global_batch_size, flops_per_image=needs.flops,
@@ -97,6 +101,9 @@ def main() -> None:
             if trainer.reports(done):
                 # Finds what is not finite, before it is saved.
                 log.write(done, reg_weight=trainer.reg_weight(done - 1))
+            if score and (last or done % config.score_every == 0):
+                with log.paused():  # before the save: a run that dies between them scores again
+                    log.row(done, "scores", score(trainer.draw), **score.facts())
             if saves:
                 with log.paused():
                     saver.save(done, trainer.content())
@@ -105,9 +112,6 @@ def main() -> None:
                     path = folder / "samples" / f"{done:07d}.png"
                     trainer.preview(path)
                     log.picture(done, path)
-            if score and (last or done % config.score_every == 0):
-                with log.paused():
-                    log.scores(done, score(trainer.draw))
         saver.wait()
         log.close()
 
@@ -434,13 +438,15 @@ def sound(batches: Iterable[domains.Batch], log: Log) -> Iterator[domains.Batch]
         yield batch.checked()
 
 
-def score_of(config: TrainConfig, domain: domains.Domain, ranks: Ranks) -> "TrainingScore | None":
+def score_of(
+    config: TrainConfig, domain: domains.Domain, ranks: Ranks, folder: Path | None
+) -> "TrainingScore | None":
     """What --score-every computes; opened before the run, so that it is refused before it."""
     if not config.score_every:
         return None
     from evaluations.images.in_training import TrainingScore
 
-    return TrainingScore(config, domain, ranks)
+    return TrainingScore(config, domain, ranks, folder)
 
 
 def needs_of(model: SiT) -> Needs:

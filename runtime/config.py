@@ -243,7 +243,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "atol": (SMALLEST, 1e6), "rtol": (SMALLEST, 1e6),
     "diffusion_norm": (0, 1e6), "last_step_size": (0, 0.99),
     "num_fid_samples": (1, MOST), "per_proc_batch_size": (1, MOST),
-    "batch_size": (1, MOST), "shard_size": (1, MOST),
+    "batch_size": (1, MOST), "shard_size": (1, MOST), "is_split": (1, MOST), "min_accuracy": (0, 1),
 }  # fmt: skip
 
 

@@ -105,15 +105,14 @@ class Log:
             with open(self.folder / "log.txt", "a") as file:
                 file.write(text + "\n")
 
-    def scores(self, step: int, scores: dict[str, float]) -> None:
-        """Scores of the EMA model after `step`: a row of their own."""
+    def row(self, step: int, kind: str, values: dict[str, float], **facts: Any) -> None:
+        """What is looked at now and then: a row {"step", kind: values, **facts} of its own."""
         if self.ranks.is_main:
-            row = {"step": step, **scores}
-            self.file.write(json.dumps(row) + "\n")
+            self.file.write(json.dumps({"step": step, kind: values, **facts}) + "\n")
             for writer in self.writers:
-                writer.scalars(row)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}: {shown}")
+                writer.scalars({"step": step, **{f"{kind}/{k}": v for k, v in values.items()}})
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}  {kind}: {shown}")
 
     def picture(self, step: int, path: Path) -> None:
         for writer in self.writers:
@@ -151,16 +150,6 @@ class TensorBoard:
             if name != "step":
                 self.writer.add_scalar(name, value, row["step"])
 
-    def scores(self, step: int, scores: dict[str, float]) -> None:
-        """Scores of the EMA model after `step`: a row of their own."""
-        if self.ranks.is_main:
-            row = {"step": step, **scores}
-            self.file.write(json.dumps(row) + "\n")
-            for writer in self.writers:
-                writer.scalars(row)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}: {shown}")
-
     def picture(self, step: int, path: Path) -> None:
         self.writer.add_image("samples", read_image(path), step, dataformats="HWC")
 
@@ -197,16 +186,6 @@ class Wandb:
 
     def scalars(self, row: dict[str, float]) -> None:
         self.run.log(row, step=int(row["step"]))
-
-    def scores(self, step: int, scores: dict[str, float]) -> None:
-        """Scores of the EMA model after `step`: a row of their own."""
-        if self.ranks.is_main:
-            row = {"step": step, **scores}
-            self.file.write(json.dumps(row) + "\n")
-            for writer in self.writers:
-                writer.scalars(row)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}: {shown}")
 
     def picture(self, step: int, path: Path) -> None:
         self.run.log({"samples": self.wandb.Image(str(path))}, step=step)

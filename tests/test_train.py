@@ -592,19 +592,39 @@ def test_a_full_disk_ends_training_with_one_sentence_and_the_next_run_goes_on(tm
 def score_rows(results):
     (log,) = results.glob("*/log.jsonl")
     found = [json.loads(line) for line in log.read_text().splitlines()]
-    return [row for row in found if "fd_classifier" in row]
+    return [row for row in found if "scores" in row]
 
 
-def test_the_ema_model_is_scored_while_it_trains_on_the_same_seeds(tmp_path):
+def test_the_ema_model_is_scored_while_it_trains_on_the_same_seeds(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun has it: the classifier depends on it
     flags = [*BATCH, "--score-every", 2, "--score-samples", 20, "--device", "cpu"]
-    succeed("train", *flags, "--max-steps", 5, "--results-dir", tmp_path / "one")
-    launched("train", *flags, "--max-steps", 5, "--results-dir", tmp_path / "two", processes=2)
+    for name, processes in (("one", 1), ("two", 2)):
+        words = [*flags, "--max-steps", 5, "--results-dir", tmp_path / name]
+        launched("train", *words, processes=processes)
     one, two = (score_rows(tmp_path / name) for name in ("one", "two"))
     assert [row["step"] for row in one] == [2, 4, 5]
-    assert {"fd_classifier", "inception_score", "precision", "recall", "accuracy"} <= one[0].keys()
-    assert one[0]["fd_classifier"] != one[1]["fd_classifier"]
+    scores = [row["scores"] for row in one]
+    expected = {"fd_classifier", "inception_score", "precision", "recall", "accuracy"}
+    assert expected <= scores[0].keys()
+    assert scores[0]["fd_classifier"] != scores[1]["fd_classifier"]
+    assert one[0]["images"] == 20 and one[0]["extractor"].startswith("classifier:")
     for a, b in zip(one, two, strict=True):
-        assert a["fd_classifier"] == pytest.approx(b["fd_classifier"], rel=1e-3)
+        assert a["extractor"] == b["extractor"]
+        assert a["scores"] == pytest.approx(b["scores"], rel=1e-3)
+
+
+def test_scoring_changes_nothing_and_goes_on_with_the_same_classifier(tmp_path):
+    flags = [*BATCH, "--device", "cpu"]
+    score = ["--score-every", 2, "--score-samples", 20]
+    for name, words, stops in [("plain", [], [4]), ("whole", score, [4]), ("parts", score, [2, 4])]:
+        for stop in stops:
+            folder = ["--results-dir", tmp_path / name, "--max-steps", stop, "--resume", "auto"]
+            succeed("train", *flags, *words, *folder)
+    contents = [checkpoint_of(tmp_path / name, 4) for name in ("plain", "whole", "parts")]
+    assert_same_state(contents[0], contents[1])
+    assert_same_state(contents[0], contents[2])
+    whole, parts = (score_rows(tmp_path / name) for name in ("whole", "parts"))
+    assert whole == parts and len(whole) == 2
 
 
 def test_a_sharded_model_is_scored_too(tmp_path):
@@ -620,6 +640,7 @@ def test_scores_that_cannot_be_are_refused_before_the_run(tmp_path):
     for words, sentence in [
         (["--score-extractor", "vgg"], "unknown --extractor"),
         (["--score-reference", tmp_path / "gone.npz"], "gone.npz: there is no such file"),
+        (["--score-samples", 3], "--score-samples 3: give 4 or more"),
     ]:
         assert sentence in refused("train", *BATCH, *flags, *words)
     assert not (tmp_path / "results").exists()

@@ -159,12 +159,12 @@ def config_of(domain: domains.Domain) -> dict:
     return {"channels": channels, "num_classes": domain.num_classes, "image_size": image_size}
 
 
-class Images(NamedTuple):
+class LabeledImages(NamedTuple):
     raw: Tensor  # uint8 (N, C, H, W)
     y: Tensor  # int64 (N,)
 
 
-def images_of(domain: domains.Domain, image_set: domains.DataSet) -> Images:
+def images_of(domain: domains.Domain, image_set: domains.DataSet) -> LabeledImages:
     """All images of a set, without augmentation.
 
     Raises:
@@ -182,7 +182,7 @@ def images_of(domain: domains.Domain, image_set: domains.DataSet) -> Images:
         for first in numbers[::1000]
     ]
     raw, y = zip(*(batch.checked()[:2] for batch in batches), strict=True)
-    return Images(torch.cat(raw), torch.cat(y))
+    return LabeledImages(torch.cat(raw), torch.cat(y))
 
 
 def train(

@@ -25,7 +25,6 @@ class TimmExtractor:
     bits. Nothing is cropped. Other tools round, or crop: compare scores only within this one.
     """
 
-    distance = "fd_timm"
     half_distances = reads_labels = False
 
     def __init__(
@@ -33,6 +32,7 @@ class TimmExtractor:
     ) -> None:
         self.network = network.eval().requires_grad_(False).to(device)
         self.name, self.device = f"timm:{name}", device
+        self.distance = f"fd_{name}"
         self.fingerprint = fingerprint(network.state_dict())
         self.size = data["input_size"][1:]
         self.mean, self.std = (

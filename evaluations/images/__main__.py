@@ -3,10 +3,12 @@
 python -m evaluations.images REF.npz SAMPLES.npz
 """
 
+import os
 import platform
 import sys
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +21,16 @@ from domains.codecs import PIXELS
 from evaluations.extractors import Extractor, open_extractor
 from evaluations.extractors import classifier as classifiers
 from runtime import distributed
+from runtime.config import checked
 from runtime.distributed import Ranks
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.files import sha256_of
 
 from . import report
 from .evaluator import Evaluator
 from .reference import make_reference
 from .scores import How
-from .sources import DataSetImages, Images, NpzImages, Real, open_images
+from .sources import DataSetImages, Images, Real, open_images
 
 MIN_ACCURACY = 0.8  # a classifier trained here must read this share of held-out images
 
@@ -107,12 +109,14 @@ class CompareFlags:
 
 
 def score() -> None:
-    flags = tyro.cli(ScoreFlags, console_outputs=speaks())
+    flags = checked(tyro.cli(ScoreFlags, console_outputs=speaks()))
     if not flags.samples:
         raise InputError("SAMPLES are missing: name one .npz or more")
+    check_out(flags)
     ranks = distributed.start(flags.device)
     sets = [opened(name, flags).images for name in flags.samples]
-    protocols = [report.read_protocol(name) for name in flags.samples]
+    report.check_sets(flags.samples, sets)
+    protocols = [protocol_of(name, one) for name, one in zip(flags.samples, sets, strict=True)]
     real = opened(flags.reference, flags, image_size=sets[0].shape[1])
     folder = report.beside(flags.samples[0], "").parent
     extractor = extractor_of(flags, ranks, real, folder)
@@ -130,16 +134,36 @@ def score() -> None:
         ranks.from_main(lambda: report.write_json(flags.out, content))
 
 
+def check_out(flags: ScoreFlags) -> None:
+    """Refuse what cannot be written before the work rather than after it."""
+    if flags.out and flags.out.is_dir():
+        raise InputError(f"--out {flags.out} is a folder: give it the name of a file")
+    for name in flags.samples:
+        folder = report.beside(name, "").parent
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise InputError(f"{folder} cannot be written to: move or link {name} elsewhere")
+
+
+def protocol_of(name: str, samples: Images) -> dict[str, Any] | None:
+    protocol = report.read_protocol(name)
+    if protocol and protocol.get("samples", len(samples)) != len(samples):
+        raise InputError(
+            f"{name} has {len(samples)} images, but its protocol says {protocol['samples']}: draw "
+            "it again"
+        )
+    return protocol
+
+
 def written(result: dict[str, Any], samples: Images, real: Real) -> dict[str, Any]:
     """The whole result of one set, printed, and beside the set as JSON and as a picture."""
     picture, path = (report.beside(result["samples"], f".score.{end}") for end in ("png", "json"))
     report.save_sheet(picture, real.held_out or real.images, samples)
     result |= {
-        "samples_sha256": sha256_of(samples.path) if isinstance(samples, NpzImages) else None,
+        "samples_sha256": samples.fingerprint(),
         "picture": str(picture),
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__,
+            "numpy": np.__version__, "layersync": version("layersync"),
         },
     }  # fmt: skip
     report.write_json(path, result)
@@ -148,7 +172,9 @@ def written(result: dict[str, Any], samples: Images, real: Real) -> dict[str, An
 
 
 def write_reference() -> None:
-    flags = tyro.cli(ReferenceFlags, args=sys.argv[2:], console_outputs=speaks())
+    flags = checked(tyro.cli(ReferenceFlags, args=sys.argv[2:], console_outputs=speaks()))
+    if flags.out.is_dir():
+        raise InputError(f"--out {flags.out} is a folder: give it the name of a file")
     ranks = distributed.start(flags.device)
     real = opened(flags.data, flags)
     extractor = extractor_of(flags, ranks, real, flags.out.parent)
@@ -161,7 +187,7 @@ def write_reference() -> None:
 
 
 def train_classifier() -> None:
-    flags = tyro.cli(ClassifierFlags, args=sys.argv[2:], console_outputs=speaks())
+    flags = checked(tyro.cli(ClassifierFlags, args=sys.argv[2:], console_outputs=speaks()))
     if flags.out.is_dir():
         raise InputError(f"--out {flags.out} is a folder: give it the name of a file")
     domain = domains.build(
@@ -192,8 +218,10 @@ def extractor_of(flags: Flags, ranks: Ranks, real: Real, folder: Path) -> Extrac
     if asked == "classifier":
         file = ranks.from_main(lambda: trained_classifier(real, folder))
         asked = f"classifier:{file}"
+    if flags.extractor_weights and not asked.startswith("timm:"):
+        raise InputError("--extractor-weights are those of --extractor timm:MODEL")
     extractor = open_extractor(
-        asked, ranks.device, weights=flags.inception_weights or flags.extractor_weights,
+        asked, ranks.device, weights=flags.extractor_weights or flags.inception_weights,
         allow_unverified=flags.allow_unverified_weights,
     )  # fmt: skip
     trained_on = getattr(extractor, "dataset_name", None)
@@ -225,7 +253,9 @@ COMMANDS = {
 
 
 def main() -> None:
-    COMMANDS.get(sys.argv[1] if len(sys.argv) > 1 else "", score)()
+    words = [word.partition("=")[0] for word in sys.argv[1:]]
+    asked = "--compare" if "--compare" in words else next(iter(words), "")
+    COMMANDS.get(asked, score)()
 
 
 if __name__ == "__main__":

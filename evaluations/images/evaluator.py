@@ -36,7 +36,7 @@ class Evaluator:
         self.reference = reference_of(real, extractor, self.look_at)  # on rank 0
         self.floors: dict[int, dict[str, Any] | None] = {}
 
-    def evaluate(self, samples: Images) -> dict[str, Any]:
+    def evaluate(self, samples: Images, *, with_floor: bool = True) -> dict[str, Any]:
         """Scores, floor, and all that they depend on but how the samples were drawn.
 
         Raises:
@@ -47,7 +47,7 @@ class Evaluator:
             "images": len(samples),
             "scores": scores.values,
             "intervals": scores.intervals,
-            "floor": self.floor(len(samples)),
+            "floor": self.floor(len(samples)) if with_floor else None,
             "extractor": {"name": self.extractor.name, "sha256": self.extractor.fingerprint},
             "reference": self.ranks.from_main(lambda: self.reference.facts()),
             "how": self.how.facts(),
@@ -69,6 +69,6 @@ class Evaluator:
         return self.ranks.from_main(
             lambda: (
                 scores_of(seen, self.reference, self.extractor, self.how),
-                warnings_of(seen, self.extractor),
+                warnings_of(seen, self.reference, self.extractor),
             )
         )

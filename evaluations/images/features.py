@@ -22,6 +22,7 @@ class Seen(NamedTuple):
     moments: Moments  # of pool
     spatial: Moments | None  # of the spatial features
     y: Tensor | None  # int64 (N,)
+    brightest: int  # value of any pixel
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -33,10 +34,12 @@ class Pending:
     def __init__(self) -> None:
         self.moments: Moments | None = None
         self.rows: list[Tensor] = []
+        self.count = 0
 
     def add(self, features: Tensor) -> None:
         self.rows.append(features)
-        if sum(map(len, self.rows)) >= MERGED:
+        self.count += len(features)
+        if self.count >= MERGED:
             self.flush()
 
     def flush(self) -> None:
@@ -44,7 +47,7 @@ class Pending:
             features = torch.cat(self.rows)
             self.moments = self.moments or Moments(features.shape[1])
             self.moments.update(features)
-            self.rows = []
+            self.rows, self.count = [], 0
 
 
 def look_at(
@@ -60,7 +63,7 @@ def look_at(
     """
     count = len(images) if count is None else count
     numbers = range(count * ranks.rank // ranks.size, count * (ranks.rank + 1) // ranks.size)
-    pools, labels, pool, spatial = [], [], Pending(), Pending()
+    pools, labels, pool, spatial, brightest = [], [], Pending(), Pending(), 0
     silent = not (progress and ranks.is_main)
     with tqdm(total=len(numbers), desc=images.name, unit="image", disable=silent) as bar:
         for raw, y in images.blocks(numbers, batch):
@@ -69,12 +72,13 @@ def look_at(
             pool.add(features.pool)
             if features.spatial is not None:
                 spatial.add(features.spatial)
+            brightest = max(brightest, int(raw.max()))
             if y is not None:
                 labels.append(y)
             bar.update(len(raw))
     pool.flush()
     spatial.flush()
-    own = (pools, labels, pool.moments, spatial.moments)
+    own = (pools, labels, pool.moments, spatial.moments, brightest)
     parts = ranks.gather(own)
     if parts is None:
         return None
@@ -85,6 +89,7 @@ def look_at(
         merged([part[2] for part in parts]),
         merged([part[3] for part in parts]) if parts[0][3] else None,
         torch.cat(labels) if labels else None,
+        max(part[4] for part in parts),
     )
 
 

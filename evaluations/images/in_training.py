@@ -1,12 +1,16 @@
 """`train.py --score-every`: a score of the EMA model as it trains, on the same seeds every time."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 import domains
+from domains.latents import LatentDomain
 from evaluations.extractors import Extractor, open_extractor
 from evaluations.extractors import classifier as classifiers
+from evaluations.extractors.classifier import Classifier
 from runtime.config import TrainConfig
 from runtime.distributed import Ranks
 from runtime.errors import InputError
@@ -16,6 +20,8 @@ from .scores import How
 from .sources import Block, open_images, real_of
 
 BATCH = 50
+MOST_REAL = 50_000  # images of the data set that the samples are held against
+CLASSIFIER = "classifier.pt"
 Draw = Callable[[range], tuple[Tensor, Tensor]]  # numbers -> uint8 (B, C, H, W) and classes (B,)
 
 
@@ -36,37 +42,70 @@ class Drawn:
 
 
 class TrainingScore:
-    """Scores a model by samples of --score-samples seeds.
+    """Scores a model by samples of --score-samples seeds; every rank draws its share.
+
+    Args:
+        folder: of a run that is resumed; the classifier that was trained for it is there.
 
     Raises:
         InputError: no real images or no extractor to be had, or samples that do not divide among
             the ranks, which a sharded model must draw together.
     """
 
-    def __init__(self, config: TrainConfig, domain: domains.Domain, ranks: Ranks) -> None:
+    def __init__(
+        self, config: TrainConfig, domain: domains.Domain, ranks: Ranks, folder: Path | None
+    ) -> None:
         if config.score_samples % ranks.size:
             raise InputError(
                 f"--score-samples {config.score_samples} is not divisible by {ranks.size} processes"
             )
-        self.domain, self.count = domain, config.score_samples
-        size = domain.raw_shape[-1]
+        self.domain, self.count, self.ranks = domain, config.score_samples, ranks
         if config.score_reference:
             real = open_images(
-                config.score_reference, image_size=size, cache_dir=config.cache_dir,
+                config.score_reference, image_size=domain.raw_shape[-1], cache_dir=config.cache_dir,
                 workers=config.num_workers,
             )  # fmt: skip
         else:
-            real = real_of(domain.name, domain, workers=config.num_workers)
-        extractor = extractor_of(config.score_extractor, domain, ranks)
-        how = How(extractor.half_distances)
-        self.evaluator = Evaluator(real, extractor, ranks, how, batch=BATCH, progress=False)
+            real = real_of(domain.name, domain, workers=config.num_workers, most=MOST_REAL)
+        self.extractor = opened_extractor(config.score_extractor, domain, ranks, folder)
+        how = How(self.extractor.half_distances)
+        self.evaluator = Evaluator(real, self.extractor, ranks, how, batch=BATCH, progress=False)
+
+    def try_out(self, draw: Draw) -> None:
+        """Find out before the run whether its samples can be scored.
+
+        Raises:
+            InputError: the codec cannot decode, or the extractor wants other images.
+        """
+        raw, _ = draw(range(1))
+        self.extractor(raw)
+
+    def keep(self, folder: Path) -> None:
+        """Leave the classifier in the run's folder: where it is resumed, it is the same one."""
+        if self.ranks.is_main and isinstance(self.extractor, Classifier):
+            self.extractor.save(folder / CLASSIFIER)
 
     def __call__(self, draw: Draw) -> dict[str, float]:
-        """Every rank calls; each draws its share."""
-        return self.evaluator.evaluate(Drawn(self.domain, self.count, draw))["scores"]
+        drawn = Drawn(self.domain, self.count, draw)
+        return self.evaluator.evaluate(drawn, with_floor=False)["scores"]
+
+    def facts(self) -> dict[str, Any]:
+        """What a row of scores depends on."""
+        return {"images": self.count, "extractor": self.extractor.name}
 
 
-def extractor_of(asked: str, domain: domains.Domain, ranks: Ranks) -> Extractor:
-    if asked == "classifier":  # a function of its seed: a resumed run trains the same one
-        return classifiers.train(domain).to(ranks.device)
-    return open_extractor(asked, ranks.device)
+def opened_extractor(
+    asked: str, domain: domains.Domain, ranks: Ranks, folder: Path | None
+) -> Extractor:
+    """What --score-extractor names; `classifier` is trained on rank 0 for all ranks, because its
+    weights depend on the machine and its threads."""
+    if asked != "classifier":
+        return open_extractor(asked, ranks.device)
+    if folder is not None and (folder / CLASSIFIER).exists():
+        return classifiers.load(folder / CLASSIFIER).to(ranks.device)
+    if isinstance(domain, LatentDomain):
+        raise InputError(
+            "--score-extractor classifier trains on images, and these are latents: give "
+            "--score-extractor classifier:FILE or inception"
+        )
+    return ranks.from_main(lambda: classifiers.train(domain)).to(ranks.device)

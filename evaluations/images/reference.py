@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluations.extractors import Extractor
+from evaluations.extractors import Extractor, inception
 from evaluations.metrics import Gaussian, Moments
 from runtime.distributed import Ranks
 from runtime.errors import InputError
-from runtime.files import atomic_write, sha256_of
+from runtime.files import atomic_write
 from runtime.random import generator
 
 from .features import Seen, look_at
-from .sources import LABELS, Images, NpzImages, Real, read_arrays
+from .sources import LABELS, DataSetImages, Images, NpzImages, Real, read_arrays
 
 KEPT = 10_000  # images that a reference keeps for precision, recall and KID, as ADM's do
 # What an .npz holds of the statistics, by ADM's names, and which features they are of.
@@ -32,10 +32,11 @@ class Reference:
 
     name: str
     count: int | None  # images behind the statistics; ADM's files do not say
-    sha256: str | None  # of the file
+    sha256: str  # of the images
     moments: Moments | Gaussian
     spatial: Moments | Gaussian | None
-    pool: Tensor  # float32 (<= KEPT, D)
+    pool: Tensor  # float32 (N, D), of all images of a file, of KEPT of a data set
+    vouched: bool = True  # its statistics are known to be this extractor's
 
     def facts(self) -> dict[str, Any]:
         """What a result says of it."""
@@ -45,7 +46,8 @@ class Reference:
 
 
 def kept(count: int) -> Tensor:
-    """Which of `count` images a reference keeps: a fixed random choice, in order."""
+    """Which of a data set's images count for precision, recall and KID, and are stored in a
+    reference: a fixed random choice, in order."""
     if count <= KEPT:
         return torch.arange(count)
     return torch.randperm(count, generator=generator("cpu", "kept"))[:KEPT].sort().values
@@ -64,13 +66,15 @@ def reference_of(
     seen = look_at(images)
     if seen is None:
         return None
-    sha256 = sha256_of(images.path) if isinstance(images, NpzImages) else None
+    sha256 = images.fingerprint()
     if stored:
         check_width(images, stored, seen.pool.shape[1])
-        return Reference(images.name, stored.count, sha256, stored.pool, stored.spatial, seen.pool)
-    return Reference(
-        images.name, len(images), sha256, seen.moments, seen.spatial, seen.pool[kept(len(images))]
-    )
+        return Reference(
+            images.name, stored.count, sha256, stored.pool, stored.spatial, seen.pool,
+            vouched=stored.vouched,
+        )  # fmt: skip
+    chosen = seen.pool[kept(len(images))] if isinstance(images, DataSetImages) else seen.pool
+    return Reference(images.name, len(images), sha256, seen.moments, seen.spatial, chosen)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Stored:
     count: int | None
     pool: Gaussian
     spatial: Gaussian | None
+    vouched: bool
 
 
 def stored_statistics(images: NpzImages, extractor: Extractor) -> Stored | None:
@@ -91,7 +96,7 @@ def stored_statistics(images: NpzImages, extractor: Extractor) -> Stored | None:
         return None
     found = read_arrays(images.path, [*STORED, "extractor", "fingerprint", "count"])
     fingerprint = str(found["fingerprint"]) if "fingerprint" in found else None
-    theirs = str(found["extractor"]) if "extractor" in found else "inception-2015-12-05"
+    theirs = str(found["extractor"]) if "extractor" in found else inception.NAME
     ours = (extractor.name, extractor.fingerprint if fingerprint else None)
     if ours != (theirs, fingerprint):
         raise InputError(
@@ -99,24 +104,37 @@ def stored_statistics(images: NpzImages, extractor: Extractor) -> Stored | None:
             f"is {extractor.name} {extractor.fingerprint[:8]}: take the one or make another "
             "reference with make-reference"
         )
-    count = int(found["count"]) if "count" in found else None
+    count = found.get("count")
+    if count is not None and (count.shape != () or count.dtype.kind != "i" or count < 1):
+        raise InputError(f"{images.path}: count is {count!r}, not a number of images")
     pool = gaussian(images.path, found, "mu", "sigma")
     spatial = gaussian(images.path, found, "mu_s", "sigma_s") if "mu_s" in found else None
-    return Stored(count, pool, spatial)
+    vouched = fingerprint is not None or extractor.fingerprint == inception.SHA256
+    return Stored(None if count is None else int(count), pool, spatial, vouched)
 
 
 def gaussian(path: Path, found: dict[str, np.ndarray], mean: str, covariance: str) -> Gaussian:
+    """Stored statistics in float64.
+
+    Raises:
+        InputError: no mean and covariance.
+    """
     try:
-        mu, sigma = (torch.from_numpy(found[name]).double() for name in (mean, covariance))
-    except (KeyError, TypeError) as error:
+        arrays = [found[name] for name in (mean, covariance)]
+        if any(array.dtype.kind != "f" for array in arrays):
+            raise ValueError(f"{arrays[0].dtype} and {arrays[1].dtype}")
+        mu, sigma = (torch.from_numpy(array.astype(np.float64)) for array in arrays)
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            raise ValueError(f"shapes {tuple(mu.shape)} and {tuple(sigma.shape)}")
+        if not (mu.isfinite().all() and sigma.isfinite().all()):
+            raise ValueError("NaN or infinity")
+        largest = sigma.abs().max()
+        if (sigma - sigma.T).abs().max() > 1e-5 * largest:
+            raise ValueError("not symmetric")
+        if torch.linalg.eigvalsh(sigma).min() < -1e-5 * largest * len(mu):
+            raise ValueError("negative variances")
+    except (KeyError, ValueError) as error:
         raise InputError(f"{path}: {mean} and {covariance} are no statistics ({error})") from error
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise InputError(
-            f"{path}: {mean} is {tuple(mu.shape)} and {covariance} {tuple(sigma.shape)}, "
-            "not (D,) and (D, D)"
-        )
-    if not (mu.isfinite().all() and sigma.isfinite().all()):
-        raise InputError(f"{path}: {mean} or {covariance} holds NaN or infinity")
     return Gaussian(mu, sigma)
 
 
@@ -145,8 +163,9 @@ def make_reference(
         "sigma": reference.moments.covariance.numpy(),
         "extractor": np.array(extractor.name),
         "fingerprint": np.array(extractor.fingerprint),
-        "count": np.array(reference.count),
     }
+    if reference.count is not None:
+        arrays["count"] = np.array(reference.count)
     if reference.spatial is not None:
         arrays |= {
             "mu_s": reference.spatial.mean.numpy(),
@@ -162,13 +181,14 @@ def make_reference(
 
 def as_arrays(name: str, images: Images, numbers: Tensor, batch: int) -> dict[str, np.ndarray]:
     """Some images, by rising numbers, and their classes, as arrays of an .npz."""
-    last = int(numbers[-1]) + 1
-    raws, labels, wanted, first = [], [], torch.zeros(last, dtype=torch.bool), 0
+    last, channels, height, width = int(numbers[-1]) + 1, *images.shape
+    pixels = np.empty((len(numbers), height, width, channels), np.uint8)  # once: it may be 2 GB
+    wanted, labels, done, first = torch.zeros(last, dtype=torch.bool), [], 0, 0
     wanted[numbers] = True
     for raw, y in images.blocks(range(last), batch):
         chosen = wanted[first : first + len(raw)]
-        raws.append(raw[chosen])
+        some = raw[chosen].permute(0, 2, 3, 1).numpy()
+        pixels[done : done + len(some)] = some
         labels += [] if y is None else [y[chosen]]
-        first += len(raw)
-    found = {name: torch.cat(raws).permute(0, 2, 3, 1).contiguous().numpy()}
-    return found | ({LABELS[name]: torch.cat(labels).numpy()} if labels else {})
+        done, first = done + len(some), first + len(raw)
+    return {name: pixels} | ({LABELS[name]: torch.cat(labels).numpy()} if labels else {})

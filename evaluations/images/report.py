@@ -1,6 +1,8 @@
 """Results as JSON, as tables, and as a sheet of pictures."""
 
 import json
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ OWN = {"checkpoint", "seed", "batch", "seed_scheme", "network_calls", "network_r
 
 
 def beside(samples: str, ending: str) -> Path:
-    path = Path(samples)
+    path = Path(samples).absolute()
+    path = Path(os.path.normpath(path))  # "." has no name
     return path.with_name(path.name.removesuffix(".npz") + ending)
 
 
@@ -121,9 +124,32 @@ def how_it_was(result: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def check_sets(names: Sequence[str], sets: Sequence[Images]) -> None:
+    """Refuse sets of which a mean says nothing.
+
+    Raises:
+        InputError: one is there twice, they differ in number, or they were drawn differently.
+    """
+    if len({beside(name, "") for name in names}) < len(names):
+        raise InputError("one of the SAMPLES is named twice: independent sets are of other seeds")
+    for name, samples in zip(names[1:], sets[1:], strict=True):
+        if len(samples) != len(sets[0]):
+            raise InputError(
+                f"{names[0]} has {len(sets[0])} images and {name} {len(samples)}: independent sets "
+                "of one model are of one size"
+            )
+        one, other = (comparable(read_protocol(each)) for each in (names[0], name))
+        if one != other:
+            changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+            raise InputError(
+                f"{names[0]} and {name} were drawn with another {', '.join(changed)}: score them "
+                "one by one"
+            )
+
+
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Over independent sets of samples: the mean of every score and its 95 % interval."""
-    names = results[0]["scores"]
+    names = [n for n in results[0]["scores"] if all(n in r["scores"] for r in results)]
     return {
         "sets": [result["samples"] for result in results],
         "scores": {
@@ -150,44 +176,75 @@ def compare(paths: Sequence[Path], *, anyway: bool) -> str:
     Raises:
         InputError: they were not made alike, unless `anyway`; or are no results.
     """
-    results = [read_result(path) for path in paths]
-    first = conditions(results[0])
-    for path, result in zip(paths[1:], results[1:], strict=True):
-        other = conditions(result)
-        differing = [name for name in {**first, **other} if first.get(name) != other.get(name)]
-        if differing and not anyway:
-            raise InputError(
-                f"{paths[0]} and {path} differ in {', '.join(differing)}, so their scores are not "
-                "comparable: --anyway shows them all the same"
-            )
+    named = [pair for path in paths for pair in read_results(path)]
+    if len(named) < 2:
+        raise InputError("--compare needs two results or more")
+    (first_name, first), *others = named
+    notes = []
+    for name, result in others:
+        one, other = conditions(first), conditions(result)
+        differing = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        if differing:
+            notes.append(f"{first_name} and {name} differ in {', '.join(differing)}")
+    if notes and not anyway:
+        raise InputError(
+            f"{notes[0]}, so their scores are not comparable: --anyway shows them all the same"
+        )
+    scores = list(dict.fromkeys(name for _, result in named for name in result["scores"]))
     rows = [
-        [NAMES.get(name, name)] + [shown(name, result["scores"].get(name)) for result in results]
-        for name in results[0]["scores"]
+        [NAMES.get(score, score)]
+        + [shown(score, result["scores"].get(score)) for _, result in named]
+        for score in scores
     ]
-    rows.insert(0, ["images"] + [str(result["images"]) for result in results])
-    return columns(["", *(path.name.removesuffix(".score.json") for path in paths)], rows)
+    rows.insert(0, ["images"] + [str(result["images"]) for _, result in named])
+    head = ["", *(name for name, _ in named)]
+    return "\n".join([columns(head, rows), *(f"note: {note}" for note in notes)])
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    result = read_json(path)
+def read_results(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The result of one set beside its samples, or those of several from --out, by name.
+
+    Raises:
+        InputError: the file is none of ours.
+    """
+    content = read_json(path)
+    name = str(path).removesuffix(".json").removesuffix(".score")
     try:
-        for value in result["scores"].values():
-            float(value)
-        int(result["images"])
-        conditions(result)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if "results" not in content:
+            check_result(content)
+            return [(name, content)]
+        for result in content["results"]:
+            check_result(result)
+        return [(f"{name}:{i}", result) for i, result in enumerate(content["results"])]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} is no result of evaluations.images ({error!r})") from error
-    return result
+
+
+def check_result(result: dict[str, Any]) -> None:
+    """
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is none.
+    """
+    numbers = [result["images"], *result["scores"].values()]
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise ValueError("a score is no finite number")
+    conditions(result)
 
 
 def conditions(result: dict[str, Any]) -> dict[str, Any]:
     """What has to be equal where scores are compared."""
-    protocol = result.get("protocol") or {}
-    reference = {k: v for k, v in result["reference"].items() if k != "name"}
+    reference = {key: value for key, value in result["reference"].items() if key != "name"}
+    protocol = comparable(result.get("protocol"))
     return {
         "images": result["images"], "extractor": result["extractor"], "reference": reference,
-        **result["how"], **{k: v for k, v in protocol.items() if k not in OWN},
+        **{f"how.{key}": value for key, value in result["how"].items()},
+        **{f"protocol.{key}": value for key, value in protocol.items()},
     }  # fmt: skip
+
+
+def comparable(protocol: dict[str, Any] | None) -> dict[str, Any]:
+    """The part of a sampler's protocol that has to be equal."""
+    return {key: value for key, value in (protocol or {}).items() if key not in OWN}
 
 
 def save_sheet(path: Path, real: Images, samples: Images) -> None:

@@ -19,6 +19,7 @@ from .reference import Reference
 
 FID_SAMPLES = 50_000  # what published FIDs are of
 NEIGHBOURS = 3
+BLOCK, RESAMPLES = 1000, 1000  # of the kernel distance
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class How:
         return {
             "precision_recall": {"k": NEIGHBOURS, "distances": "half" if self.half else "float32"},
             "inception_score_split": self.split,
+            "kernel_distance": {"block": BLOCK, "resamples": RESAMPLES, "seed": 0},
         }
 
 
@@ -59,7 +61,7 @@ def scores_of(seen: Seen, reference: Reference, extractor: Extractor, how: How) 
         real, drawn = reference.pool.to(device), seen.pool.to(device)
         manifold = precision_recall(real, drawn, k=NEIGHBOURS, half=how.half)
         scores |= {"precision": manifold.precision, "recall": manifold.recall}
-        found = kernel_distance(real, drawn)
+        found = kernel_distance(real, drawn, block=BLOCK, resamples=RESAMPLES)
     except ValueError as error:
         raise InputError(str(error)) from error
     return Scores(scores | {kernel: found.value}, {kernel: (found.low, found.high)})
@@ -76,7 +78,7 @@ def accuracy(probabilities: Tensor, y: Tensor) -> float:
     return (probabilities.argmax(1).cpu() == y).double().mean().item()
 
 
-def warnings_of(seen: Seen, extractor: Extractor) -> list[str]:
+def warnings_of(seen: Seen, reference: Reference, extractor: Extractor) -> list[str]:
     """What makes these numbers hard to compare."""
     found, count, width = [], len(seen), seen.pool.shape[1]
     if count <= width:
@@ -87,5 +89,12 @@ def warnings_of(seen: Seen, extractor: Extractor) -> list[str]:
     if extractor.distance == "fid" and count != FID_SAMPLES:
         found.append(
             f"FID falls with the number of images: {count} are not comparable with {FID_SAMPLES}"
+        )
+    if seen.brightest <= 1:
+        found.append(f"no pixel is brighter than {seen.brightest} of 255: were these floats?")
+    if not reference.vouched:
+        found.append(
+            f"{reference.name} does not say which weights its statistics are of, and these are not "
+            "the published ones"
         )
     return found

@@ -1,5 +1,8 @@
 """Images to be looked at: an .npz as ADM writes it, a folder, or a data set of `domains`."""
 
+import hashlib
+import lzma
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,14 +16,17 @@ from torch.utils.data import DataLoader
 
 import domains
 from domains.codecs import PIXELS
+from domains.decoding import FORMATS
 from domains.latents import LatentDomain
-from runtime.errors import InputError
+from domains.sources import image_files
+from runtime.errors import InputError, LocalError
+from runtime.files import sha256_of
 from runtime.random import generator
 
 # What numpy and zipfile raise on files that are damaged, or no .npz.
 DAMAGED = (
     OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError,
-    MemoryError, OverflowError, SyntaxError, zipfile.BadZipFile, zlib.error,
+    MemoryError, OverflowError, SyntaxError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 
 
@@ -36,6 +42,13 @@ class Images(Protocol):
     shape: tuple[int, int, int]  # (C, H, W)
 
     def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what tells these images from others.
+
+        Raises:
+            InputError: damaged.
+        """
 
     def blocks(self, numbers: range, size: int) -> Iterator[Block]:
         """The images of consecutive numbers, `size` at a time.
@@ -68,6 +81,9 @@ class NpzImages:
                 raise InputError(f"{path} has no array {array} (the images), but {there}")
             with self.opened() as file:
                 shape, in_columns, dtype = header(file)
+                begin = file.tell()
+            with zipfile.ZipFile(self.path) as archive:
+                end = archive.getinfo(f"{array}.npy").file_size
             labels = read_arrays(self.path, [LABELS[array]]).get(LABELS[array])
         except InputError:
             raise
@@ -79,6 +95,8 @@ class NpzImages:
                 f"{path}: {array} is {dtype} {shape}{order}, "
                 "not uint8 (N, height, width, 1 or 3 channels)"
             )
+        if min(shape) < 1 or end - begin != math.prod(shape):
+            raise InputError(f"{path}: {array} of shape {shape} has {end - begin} bytes of images")
         self.count, height, width, channels = shape
         self.shape = (channels, height, width)
         self.labels = None if labels is None else self.classes(labels)
@@ -103,6 +121,16 @@ class NpzImages:
                     yield Block(torch.from_numpy(raw.transpose(0, 3, 1, 2).copy()), y)
         except DAMAGED as error:
             raise unreadable(self.path, error) from error
+
+    def fingerprint(self) -> str:
+        """Of the file, whose own checksums are compared too: `blocks` may not come to its end."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"bad CRC-32 for {damaged}")
+        except DAMAGED as error:
+            raise unreadable(self.path, error) from error
+        return sha256_of(self.path)
 
     def opened(self) -> IO[bytes]:
         return zipfile.ZipFile(self.path).open(f"{self.array}.npy")
@@ -167,6 +195,10 @@ class DataSetImages:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def fingerprint(self) -> str:
+        said = (self.image_set.source.fingerprint(), self.shape, self.numbers.tolist())
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
     def blocks(self, numbers: range, size: int) -> Iterator[Block]:
         batches = [
             domains.Draws.plain(self.numbers[first : min(first + size, numbers.stop)])
@@ -177,8 +209,29 @@ class DataSetImages:
             num_workers=self.workers,
         )  # fmt: skip
         for batch in loader:
-            raw, y = batch.checked()[:2]
+            if batch.error is not None:
+                # The flag that it ends with is not one of these commands.
+                raise LocalError(batch.error.partition("; --skip-corrupt")[0])
+            raw, y = batch[:2]
             yield Block(raw, y if self.domain.num_classes else None)
+
+
+def side_of_first(folder: Path) -> int:
+    """The shorter side of the first image below a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    from PIL import Image
+
+    first = next(image_files(folder), None)
+    if first is None:
+        raise InputError(f"{folder} has no images")
+    try:
+        with Image.open(first, formats=FORMATS) as image:
+            return min(image.size)
+    except OSError as error:
+        raise InputError(f"{first} cannot be read as an image ({error})") from error
 
 
 class Real(NamedTuple):
@@ -195,7 +248,7 @@ def open_images(
     """An .npz, a folder of images, or a data set by its --dataset_name.
 
     Args:
-        image_size: what a folder's images are cropped to, as ADM does.
+        image_size: what a folder's images are cropped to, as ADM does; None: the first one's size.
         workers: processes that decode.
 
     Raises:
@@ -209,12 +262,13 @@ def open_images(
     name = asked
     if path.is_dir() and not (path / "dataset_info.json").exists():
         name, where = "folder", dict(data_path=asked, num_classes=0)
+        image_size = image_size or side_of_first(path)
     domain = domains.build(name, image_size=image_size, vae=PIXELS, cache_dir=cache_dir, **where)
     return real_of(asked, domain, workers=workers)
 
 
-def real_of(name: str, domain: domains.Domain, *, workers: int) -> Real:
-    """The images of a domain.
+def real_of(name: str, domain: domains.Domain, *, workers: int, most: int | None = None) -> Real:
+    """The images of a domain; of more than `most` a random choice.
 
     Raises:
         InputError: it has latents and no images.
@@ -222,9 +276,14 @@ def real_of(name: str, domain: domains.Domain, *, workers: int) -> Real:
     if isinstance(domain, LatentDomain):
         raise InputError(
             f"{domain.source.called} holds latents: give --score-reference REF.npz, which "
-            "python -m evaluations.images make-reference writes"
+            "python -m evaluations.images make-reference writes, and --score-extractor inception "
+            "or classifier:FILE"
         )
-    images = DataSetImages(name, domain, domain.train_set(augment=False), workers=workers)
+    image_set, numbers = domain.train_set(augment=False), None
+    if most is not None and len(image_set) > most:
+        order = torch.randperm(len(image_set), generator=generator("cpu", "real images"))
+        numbers = order[:most].sort().values.numpy()
+    images = DataSetImages(name, domain, image_set, numbers, workers=workers)
     try:
         held_out = domain.held_out_set()
     except domains.NoHeldOut:

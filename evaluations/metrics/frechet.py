@@ -117,7 +117,8 @@ def trace_of_root(a: Tensor, b: Tensor) -> float:
 
     With R R' = A, it is the sum of the square roots of the eigenvalues of R' B R. Eigenvalues at
     rounding level are left out in both steps: their roots would be far above rounding, and fewer
-    samples than dimensions make many of them. There scipy's sqrtm is off by 1e-7 of the distance.
+    samples than dimensions make many of them. There scipy's sqrtm is off by 1e-7 of the distance,
+    and this by up to 1e-6 where the spectrum falls steeply.
     """
     root = root_of(a)
     values = torch.linalg.eigvalsh(root.T @ b @ root)

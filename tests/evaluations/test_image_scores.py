@@ -17,6 +17,7 @@ from evaluations.extractors import Features
 from evaluations.extractors import classifier as classifiers
 from evaluations.extractors.classifier import Classifier, SmallCNN, images_of
 from evaluations.images.evaluator import Evaluator
+from evaluations.images.reference import make_reference
 from evaluations.images.scores import How
 from evaluations.images.sources import Block, Real, open_images, real_of
 from evaluations.metrics import Moments, frechet_distance
@@ -38,6 +39,9 @@ class Held:
 
     def __len__(self):
         return len(self.raw)
+
+    def fingerprint(self):
+        return "held"
 
     def blocks(self, numbers, size):
         for first in range(numbers.start, numbers.stop, size):
@@ -206,10 +210,32 @@ def test_statistics_of_another_extractor_are_refused(tmp_path, pixels):
         opened(adm_reference(tmp_path / "other.npz", pixels, **own))
     own["fingerprint"] = "f" * 64
     assert opened(adm_reference(tmp_path / "own.npz", pixels, **own)).reference.count == 300
-    with pytest.raises(InputError, match=r"mu is \(8,\) and sigma \(3, 3\)"):
-        content = dict(np.load(tmp_path / "own.npz"))
-        np.savez(tmp_path / "bad.npz", **content | {"sigma": np.eye(3)})
-        opened(tmp_path / "bad.npz")
+    content = dict(np.load(tmp_path / "own.npz"))
+    sigma = content["sigma"]
+    for wrong in (np.eye(3), -sigma, np.triu(sigma), sigma * np.nan, sigma + 1j, sigma.astype(int)):
+        np.savez(tmp_path / "bad.npz", **content | {"sigma": wrong})
+        with pytest.raises(InputError, match="mu and sigma are no statistics"):
+            opened(tmp_path / "bad.npz")
+    for wrong in (np.array([1, 2]), np.array(np.nan), np.array("abc"), np.array(-5)):
+        np.savez(tmp_path / "bad.npz", **content | {"count": wrong})
+        with pytest.raises(InputError, match="not a number of images"):
+            opened(tmp_path / "bad.npz")
+    np.savez(tmp_path / "swapped.npz", **content | {"mu": content["mu"].astype(">f4")})
+    opened(tmp_path / "swapped.npz")
+
+
+def test_a_reference_can_be_made_again_of_one_whose_number_is_not_known(
+    tmp_path, pixels, monkeypatch
+):
+    monkeypatch.setattr(Linear, "name", "inception-2015-12-05")
+    old = open_images(str(adm_reference(tmp_path / "old.npz", pixels)))
+    make_reference(old, Linear(), ALONE, tmp_path / "new.npz", batch=64)
+    evaluator = Evaluator(
+        open_images(str(tmp_path / "new.npz")), Linear(), ALONE, How(False), batch=64
+    )
+    assert evaluator.reference.count is None and evaluator.reference.vouched
+    mean = evaluator.reference.moments.mean
+    assert np.allclose(mean, np.load(tmp_path / "old.npz")["mu"])
 
 
 def test_a_made_reference_scores_like_the_data_set(tmp_path, classifier_file, held_out):
@@ -267,7 +293,7 @@ def test_two_processes_find_what_one_finds(tmp_path, held_out, digits_flags):
 
 def test_several_sets_give_means_and_intervals(tmp_path, held_out, digits_flags):
     sets = [
-        save(tmp_path / f"{i}.npz", noisy(held_out.raw[i::3], 8), held_out.y[i::3])
+        save(tmp_path / f"{i}.npz", noisy(held_out.raw[i:498:3], 8), held_out.y[i:498:3])
         for i in range(3)
     ]
     done = succeed(TOOL, "digits", *sets, *digits_flags, "--out", tmp_path / "all.json")
@@ -277,6 +303,14 @@ def test_several_sets_give_means_and_intervals(tmp_path, held_out, digits_flags)
     assert found["mean"] == pytest.approx(np.mean(values)) and found["n"] == 3
     assert found["low"] < min(values) < max(values) < found["high"]
     assert "3 independent sets" in done.out
+    assert "all:2" in succeed(TOOL, "--compare", tmp_path / "all.json").out
+    assert "named twice" in refused(TOOL, "digits", sets[0], sets[0], *digits_flags)
+    few = save(tmp_path / "few.npz", held_out.raw[:9])
+    assert "are of one size" in refused(TOOL, "digits", sets[0], few, *digits_flags)
+    protocol = {"sampler": {"num_sampling_steps": 5}}
+    (tmp_path / "1.json").write_text(json.dumps(protocol))
+    said = refused(TOOL, "digits", *sets, *digits_flags)
+    assert "were drawn with another sampler" in said
 
 
 def test_results_are_compared_only_if_they_were_made_alike(tmp_path, held_out, digits_flags):
@@ -291,11 +325,16 @@ def test_results_are_compared_only_if_they_were_made_alike(tmp_path, held_out, d
     )
     table = succeed(TOOL, "--compare", a, b).out
     assert table.splitlines()[0].split()[-1].endswith("b") and "fd_classifier" in table
-    assert "differ in sampler" in refused(TOOL, "--compare", a, c)
+    assert "differ in protocol.sampler" in refused(TOOL, "--compare", a, c)
     assert "differ in images" in refused(TOOL, "--compare", a, b, d)
     assert "fd_classifier" in succeed(TOOL, "--compare", a, c, "--anyway").out
-    (tmp_path / "x.json").write_text('{"scores": {"fid": "much"}}')
-    for wrong in ("x.json", "a.npz", "none.json"):
+    result = json.loads(a.read_text())
+    for wrong in ({"fd_classifier": "0.5"}, {"fd_classifier": float("nan")}, {"fd": 10**400}):
+        (tmp_path / "x.json").write_text(json.dumps(result | {"scores": wrong}))
+        assert "is no result" in refused(TOOL, "--compare", a, tmp_path / "x.json")
+    (tmp_path / "x.json").write_text(json.dumps(result | {"images": 7, "protocol": result}))
+    assert "differ in images" in refused(TOOL, "--compare", a, tmp_path / "x.json")
+    for wrong in ("a.npz", "none.json"):
         assert wrong in refused(TOOL, "--compare", a, tmp_path / wrong)
 
 
@@ -309,6 +348,11 @@ def test_results_are_compared_only_if_they_were_made_alike(tmp_path, held_out, d
         (["digitz", "{samples}", "--extractor", "classifier"], "choose from digits"),
         (["digits", "gone.npz", "--extractor", "classifier"], "gone.npz: there is no such file"),
         (["digits", "--extractor", "classifier"], "SAMPLES are missing"),
+        (["digits", "{samples}", "--is-split", "0"], "--is-split 0: give 1 or more"),
+        (["digits", "{samples}", "--batch-size", "-1"], "--batch-size -1: give 1 or more"),
+        (["digits", "{samples}", "--out", "{folder}"], "is a folder"),
+        (["digits", "{samples}", "--extractor-weights", "x"], "those of --extractor timm"),
+        (["make-reference", "digits", "--out", "{folder}"], "is a folder"),
         (["digits", "{color}", "--extractor", "classifier"], "trained on images of"),
         (["make-reference", "digits", "--out", "{folder}/no.npz"], "no Inception weights"),
     ],
@@ -385,4 +429,4 @@ def test_scores_of_clothes_order_corruption_and_missing_classes():
         Real(few, None), classifier, ALONE, How(half=False), batch=500, progress=False
     )
     held_out = classifiers.images_of(domain, domain.held_out_set())
-    check_order(evaluator, classifiers.Images(held_out.raw[:3000], held_out.y[:3000]))
+    check_order(evaluator, classifiers.LabeledImages(held_out.raw[:3000], held_out.y[:3000]))

@@ -85,10 +85,24 @@ def test_damaged_files_are_named(tmp_path):
     path.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
     with pytest.raises(InputError, match="x.npz is no readable .npz file .*CRC"):
         everything(NpzImages(path))
-    with zipfile.ZipFile(path, "w") as archive:  # a header that promises more than there is
-        archive.writestr("arr_0.npy", npy(IMAGES)[:-1])
-    with pytest.raises(InputError, match="it ends before image 10"):
-        everything(NpzImages(path))
+    for content in (npy(IMAGES)[:-1], npy(IMAGES) + b" ", npy(IMAGES[:0])):
+        with zipfile.ZipFile(path, "w") as archive:  # a header that promises another number
+            archive.writestr("arr_0.npy", content)
+        with pytest.raises(InputError, match=r"arr_0 of shape \(.* has .* bytes of images"):
+            NpzImages(path)
+
+
+@pytest.mark.parametrize("method", ["ZIP_STORED", "ZIP_DEFLATED", "ZIP_BZIP2", "ZIP_LZMA"])
+def test_a_flipped_bit_is_found_in_the_end_whoever_read_what(tmp_path, method):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", getattr(zipfile, method)) as archive:
+        archive.writestr("arr_0.npy", npy(IMAGES))
+    whole = path.read_bytes()
+    NpzImages(path).fingerprint()
+    for position in range(300, 700, 40):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with pytest.raises(InputError, match="x.npz"):
+            NpzImages(path).fingerprint()
 
 
 def test_a_data_set_by_its_name_with_its_held_out_part():
@@ -104,6 +118,40 @@ def test_a_folder_of_images_in_one_size(tmp_path):
     real = open_images(str(tmp_path), image_size=8)
     assert len(real.images) == 3 and real.held_out is None
     assert everything(real.images)[:, 0, 4, 4].tolist() == [0, 50, 100]
+
+
+def test_images_of_a_folder_keep_their_size(tmp_path):
+    for i, image in enumerate(IMAGES[:, :, :4]):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    np.savez(tmp_path / "x.npz", IMAGES[:, :, :4])
+    folder, file = (open_images(str(path)).images for path in (tmp_path, tmp_path / "x.npz"))
+    assert everything(folder).equal(everything(file))
+
+
+def test_a_corrupt_image_of_a_folder_is_named(tmp_path):
+    Image.fromarray(IMAGES[0]).save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="1.png cannot be read") as error:
+        everything(open_images(str(tmp_path)).images)
+    assert "--skip-corrupt" not in str(error.value)
+    with pytest.raises(InputError, match="has no images"):
+        (tmp_path / "none").mkdir()
+        open_images(str(tmp_path / "none"))
+
+
+def test_other_images_have_another_fingerprint(tmp_path):
+    for name, color in (("a", 0), ("b", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(np.full((8, 8 + i * (name == "b"), 3), color, np.uint8)).save(
+                tmp_path / name / f"{i}.png"
+            )
+    one, other = (open_images(str(tmp_path / name), image_size=8).images for name in "ab")
+    before = one.fingerprint()
+    assert before != other.fingerprint()
+    (tmp_path / "a").rename(tmp_path / "moved")
+    moved = open_images(str(tmp_path / "moved"), image_size=8).images
+    assert moved.fingerprint() == before
 
 
 def test_an_unknown_reference_lists_the_choices():
