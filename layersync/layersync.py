@@ -1,15 +1,17 @@
 """LayerSync: pull a shallow block's features towards a deeper block's (arXiv 2510.12581, Eq. 2)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .regulariser import Context, Regulariser
 from .schedules import Schedule, constant
-from .similarity import cosine
+from .similarity import Similarity, cosine
+from .telemetry import statistics
 
 Pair = tuple[int, int]
+TEACHERS = ("own", "other_image", "random")
 
 
 class LayerSync(Regulariser):
@@ -26,9 +28,14 @@ class LayerSync(Regulariser):
         similarity: (student, teacher, mask) -> scalar, larger is more alike; (B, N, D) each.
         stop_gradient: False lets the teacher move towards the student too (an ablation).
         reverse: True pulls the deep block towards the shallow one (a negative control).
+        teacher: whose features the target block's are. "own": the image's own; negative controls
+            are "other_image", those of the previous image in the batch, and "random", those of
+            `context.teacher`: the loop hands in a frozen, randomly initialized model where other
+            regularisers are shown the EMA model.
 
     Raises:
-        ValueError: no pair, or a pair whose student is not shallower than its teacher.
+        ValueError: no pair, a pair whose student is not shallower than its teacher, or an unknown
+            teacher.
     """
 
     def __init__(
@@ -37,40 +44,52 @@ class LayerSync(Regulariser):
         weight: float = 0.2,
         *,
         schedule: Schedule = constant,
-        similarity: Callable[[Tensor, Tensor, Tensor | None], Tensor] = cosine,
+        similarity: Similarity = cosine,
         stop_gradient: bool = True,
         reverse: bool = False,
+        teacher: str = "own",
     ) -> None:
-        super().__init__()
+        super().__init__(weight, schedule)
         self.pairs = tuple((int(student), int(teacher)) for student, teacher in pairs)
         if not self.pairs:
             raise ValueError("LayerSync needs at least one (student, teacher) pair, e.g. (8, 16)")
-        for student, teacher in self.pairs:
-            if not 1 <= student < teacher:
+        for shallow, deep in self.pairs:
+            if not 1 <= shallow < deep:
                 raise ValueError(
-                    f"LayerSync pair {student}:{teacher}: the teacher must be deeper than the "
+                    f"LayerSync pair {shallow}:{deep}: the teacher must be deeper than the "
                     "student, and blocks are counted from 1"
                 )
-        self.blocks = tuple(sorted({number for pair in self.pairs for number in pair}))
-        self.peak_weight = float(weight)
-        self.schedule = schedule
+        if teacher not in TEACHERS:
+            raise ValueError(f"unknown teacher {teacher!r}: choose from {', '.join(TEACHERS)}")
+        # (the block that moves, the block that it is drawn towards)
+        self.directed = tuple(pair[::-1] if reverse else pair for pair in self.pairs)
+        moving, targets = ({numbers[i] for numbers in self.directed} for i in (0, 1))
+        outside = teacher == "random"
+        self.blocks = tuple(sorted(moving if outside else moving | targets))
+        self.teacher_blocks = tuple(sorted(targets)) if outside else ()
         self.similarity = similarity
         self.stop_gradient = stop_gradient
-        self.reverse = reverse
+        self.teacher = teacher
 
-    def forward(self, blocks: Mapping[int, Tensor], mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        blocks: Mapping[int, Tensor],
+        mask: Tensor | None = None,
+        frozen: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
         """Loss of one forward pass.
 
         Args:
             blocks: {number: (B, N, D)}, from `model(..., return_blocks=sync.blocks).blocks` or
                 from `record_blocks`.
             mask: (B, N), true where a token counts; None counts all.
+            frozen: {number: (B, N, D)}, `teacher_blocks` of the random teacher.
 
         Returns:
             A float32 scalar; -1 is full agreement under the cosine.
 
         Raises:
-            ValueError: a block of a pair is missing.
+            ValueError: a block of a pair is missing; another image's features for one image.
         """
         missing = [number for number in self.blocks if number not in blocks]
         if missing:
@@ -79,23 +98,43 @@ class LayerSync(Regulariser):
                 "return_blocks=sync.blocks, or run the model inside record_blocks (a model "
                 "compiled as a whole ignores hooks: compile it block by block)"
             )
+        if not set(self.teacher_blocks) <= set(frozen or ()):
+            raise ValueError(
+                f"LayerSync was given no features of the random teacher's blocks "
+                f"{self.teacher_blocks}: run a frozen model with return_blocks of them"
+            )
+        source = frozen if self.teacher_blocks else blocks
         similarities = []
-        for student, teacher in self.pairs:
-            moving, target = blocks[student], blocks[teacher]
-            if self.reverse:
-                moving, target = target, moving
-            if self.stop_gradient:
-                target = target.detach()
-            similarities.append(self.similarity(moving, target, mask))
+        for moving, target in self.directed:
+            target = source[target].detach() if self.stop_gradient else source[target]
+            counted = mask
+            if self.teacher == "other_image":
+                target, counted = previous_image(target, mask)
+            similarities.append(self.similarity(blocks[moving], target, counted))
         return -torch.stack(similarities).mean()
 
-    def weight(self, step: int) -> float:
-        """The weight of the term at a training step (counted from 0)."""
-        return self.peak_weight * self.schedule(step)
-
     def penalty(self, context: Context) -> Tensor:
-        return self(context.blocks, context.token_mask)
+        return self(context.blocks, context.token_mask, context.teacher)
+
+    def telemetry(self, context: Context) -> dict[str, Tensor]:
+        """`statistics` of every pair, by name and pair."""
+        source = context.teacher if self.teacher_blocks else context.blocks
+        found = {}
+        for moving, target in self.directed:
+            features = source[target]
+            if self.teacher == "other_image":
+                features, _ = previous_image(features, None)
+            for name, value in statistics(context.blocks[moving], features).items():
+                found[f"{name} {moving}:{target}"] = value
+        return found
 
     def extra_repr(self) -> str:
         pairs = ", ".join(f"{student}:{teacher}" for student, teacher in self.pairs)
         return f"pairs={pairs}, weight={self.peak_weight}"
+
+
+def previous_image(target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(B, N, D) rolled by one along the batch, and the tokens (B, N) that count in both images."""
+    if len(target) < 2:
+        raise ValueError("teacher='other_image' needs at least 2 images in the batch")
+    return target.roll(1, 0), None if mask is None else mask * mask.roll(1, 0)

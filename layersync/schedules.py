@@ -28,6 +28,13 @@ def stop_at(steps: int) -> Schedule:
     return lambda step: 1.0 if step < steps else 0.0
 
 
+def sra_decay(steps_per_epoch: int, last_full: int = 149, per_tenth: int = 1000) -> Schedule:
+    """SRA's (arXiv 2505.02831): 1 up to epoch `last_full`, then a tenth every `per_tenth` epochs,
+    epochs counted from 0 as steps are. For 512 px: last_full=99, per_tenth=800."""
+    at_least_one(steps_per_epoch)
+    return lambda step: 10.0 ** (-max(0, step // steps_per_epoch - last_full) / per_tenth)
+
+
 def at_least_one(steps: int) -> None:
     if steps < 1:
         raise ValueError(f"a weight cannot decay over {steps} steps: give at least 1")

@@ -1,5 +1,6 @@
 """SiT (arXiv 2401.08740) over 1-, 2- or 3-D grids; the 2-D case is the public network."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 class Output(NamedTuple):
     """pred is like x; blocks is {number: (B, N, D)} for the blocks asked for, else empty."""
 
-    pred: Tensor
+    pred: Tensor | None  # None where only blocks were asked for
     blocks: dict[int, Tensor]
 
 
@@ -156,6 +157,7 @@ class SiT(nn.Module):
         self.patch = patch
         self.grid = tuple(n // p for n, p in zip(axes, patch, strict=True))
         self.activation_checkpointing = False
+        self.skipped_blocks: frozenset[int] = frozenset()
 
         out_channels = in_channels * 2 if learn_sigma else in_channels
         condition = MultiLabelEmbedder if multi_label else ClassEmbedder
@@ -207,6 +209,20 @@ class SiT(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
+    def skip_blocks(self, numbers: Iterable[int]) -> None:
+        """Take blocks out, counted from 1: what they are given passes on (the paper's Table 8).
+
+        Raises:
+            ValueError: a block that the model does not have.
+        """
+        self.skipped_blocks = frozenset(numbers)
+        for number in self.skipped_blocks:
+            self.check_block(number)
+
+    def check_block(self, number: int) -> None:
+        if not 1 <= number <= self.depth:
+            raise ValueError(f"block {number} does not exist: choose 1 to {self.depth}")
+
     def compile_blocks(self, **options: Any) -> None:
         """torch.compile the blocks and the final layer one by one, in place.
 
@@ -230,28 +246,33 @@ class SiT(nn.Module):
         return x.reshape(*x.shape[:2], *(g * p for g, p in zip(self.grid, self.patch, strict=True)))
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, return_blocks: tuple[int, ...] = ()
-    ) -> Output:
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *,
+        return_blocks: tuple[int, ...] = (), only_blocks: bool = False,
+    ) -> Output:  # fmt: skip
         """x (B, C, *axes), t (B,) with t = 1 at the data, y as the condition has it.
 
-        Asking for blocks does not change `pred`; blocks not asked for are not kept.
+        Asking for blocks does not change `pred`; blocks not asked for are not kept. With
+        `only_blocks` the pass ends at the deepest block asked for, and `pred` is None.
 
         Raises:
             ValueError: a block that the model does not have.
         """
         for number in return_blocks:
-            if not 1 <= number <= self.depth:
-                raise ValueError(f"block {number} does not exist: choose 1 to {self.depth}")
+            self.check_block(number)
         x = self.x_embedder(x) + self.pos_embed
         c = self.t_embedder(t) + self.y_embedder(y)
         blocks = {}
         for number, block in enumerate(self.blocks, start=1):
-            if self.activation_checkpointing and torch.is_grad_enabled():
+            if number in self.skipped_blocks:
+                pass
+            elif self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, c, use_reentrant=False)
             else:
                 x = block(x, c)
             if number in return_blocks:
                 blocks[number] = x
+                if only_blocks and len(blocks) == len(set(return_blocks)):
+                    return Output(None, blocks)
         x = self.unpatchify(self.final_layer(x, c))
         return Output(x.chunk(2, dim=1)[0] if self.learn_sigma else x, blocks)
 

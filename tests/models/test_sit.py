@@ -213,3 +213,30 @@ def test_impossible_shapes_fail_at_construction(arguments, message):
 def test_an_unknown_model_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown model 'SiT-G/2'; choose from SiT-XL/2"):
         architecture("SiT-G/2")
+
+
+def test_a_pass_for_blocks_only_ends_at_the_deepest(perturb):
+    shape = dict(input_size=4, hidden_size=32, depth=3, num_heads=2, num_classes=3)
+    model = perturb(SiT(**shape)).eval()
+    x, t, y = torch.randn(2, 4, 4, 4), torch.rand(2), torch.tensor([0, 2])
+    ran = []
+    for number, part in enumerate((*model.blocks, model.final_layer), start=1):
+        part.register_forward_hook(lambda *_, number=number: ran.append(number))
+    only = model(x, t, y, return_blocks=(1, 2), only_blocks=True)
+    assert ran == [1, 2] and only.pred is None
+    whole = model(x, t, y, return_blocks=(1, 2)).blocks
+    assert all(only.blocks[number].equal(whole[number]) for number in (1, 2))
+
+
+def test_a_block_that_is_left_out_passes_on_what_it_is_given(perturb):
+    shape = dict(input_size=4, hidden_size=32, depth=3, num_heads=2, num_classes=3)
+    model = perturb(SiT(**shape)).eval()
+    inputs = torch.randn(2, 4, 4, 4), torch.rand(2), torch.tensor([0, 2])
+    whole = model(*inputs, return_blocks=(1, 2)).pred
+    model.skip_blocks([2])
+    output = model(*inputs, return_blocks=(1, 2))
+    assert output.blocks[2] is output.blocks[1] and not output.pred.equal(whole)
+    model.skip_blocks([])
+    assert model(*inputs).pred.equal(whole)
+    with pytest.raises(ValueError, match="block 4 does not exist"):
+        model.skip_blocks([4])

@@ -1,5 +1,7 @@
 """The training step: velocity loss and regulariser in one module, for any network."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,13 @@ class Seen(Regulariser):
     """Keeps the context that it is shown."""
 
     blocks = (1, 3)
-    needs = frozenset({"ema"})
+    teacher_blocks = (2,)
+
+    def velocity_weight(self, step):
+        return 0.5
+
+    def teacher_time(self, t, uniform):
+        return (t + 0.2 * uniform).clamp(max=1)
 
     def penalty(self, context):
         self.context = context
@@ -121,13 +129,23 @@ def test_the_regulariser_sees_the_whole_step(step):
     seen = Seen()
     module, labels = step(seen), cond()
     tokens = torch.ones(6, 16, dtype=torch.bool)
-    ema = object()
-    module(*BATCH, labels, torch.tensor(1.0), token_mask=tokens, ema=ema)
+    ema, targets = copy.deepcopy(module.model).eval(), (torch.ones(6, 2),)
+    uniform = torch.linspace(0, 0.9, 6)
+    settings = dict(token_mask=tokens, ema=ema, uniform=uniform, targets=targets)
+    losses = module(
+        *BATCH, labels, torch.tensor(1.0), velocity_weight=torch.tensor(0.5), **settings
+    )
     context, (x1, noise, t) = seen.context, BATCH
     assert context.x is x1 and context.noise is noise and context.t is t
     assert context.cond is labels and context.token_mask is tokens
-    assert context.extras == {"ema": ema} and sorted(context.blocks) == [1, 3]
+    assert sorted(context.blocks) == [1, 3] and context.targets is targets
     torch.testing.assert_close(context.x_t, t.view(-1, 1, 1, 1) * (x1 - noise) + noise)
+    torch.testing.assert_close(losses.total, 0.5 * losses.velocity + losses.reg)
+    # The EMA model sees the same data, noise and labels at its own time, and only so far.
+    later = (t + 0.2 * uniform).clamp(max=1).view(-1, 1, 1, 1)
+    seen_by_ema = ema(later * (x1 - noise) + noise, later.flatten(), **labels, return_blocks=(2,))
+    assert list(context.teacher) == [2] and not context.teacher[2].requires_grad
+    torch.testing.assert_close(context.teacher[2], seen_by_ema.blocks[2])
 
 
 def test_projectors_of_a_regulariser_are_parameters_of_the_step_but_not_of_the_model(step):

@@ -1,0 +1,73 @@
+"""Negative controls of LayerSync: the same term with a teacher that can teach nothing."""
+
+import pytest
+import torch
+from regulariser_toys import assert_compiles, context, features, gradient
+
+from layersync import LayerSync, cosine
+
+PAIR = (2, 5)
+
+
+@pytest.fixture
+def student():
+    return features(3, 4, 8, seed=1)
+
+
+@pytest.fixture
+def teacher():
+    return features(3, 4, 8, seed=2)
+
+
+def test_another_images_teacher_is_the_previous_one_of_the_batch(student, teacher):
+    sync = LayerSync([PAIR], teacher="other_image")
+    loss = sync({2: student, 5: teacher})
+    previous = torch.stack([teacher[2], teacher[0], teacher[1]])
+    torch.testing.assert_close(loss, -cosine(student, previous))
+    loss.backward()
+    assert teacher.grad is None and student.grad.abs().max() > 0
+
+
+def test_of_another_image_only_tokens_that_both_have_count(student, teacher):
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    both = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]]).bool()
+    loss = LayerSync([PAIR], teacher="other_image")({2: student, 5: teacher}, mask)
+    torch.testing.assert_close(loss, -cosine(student, teacher.roll(1, 0), both))
+
+
+def test_one_image_has_no_other():
+    with pytest.raises(ValueError, match="at least 2 images"):
+        LayerSync([PAIR], teacher="other_image")({2: torch.randn(1, 4, 8), 5: torch.randn(1, 4, 8)})
+
+
+def test_a_random_teacher_is_asked_of_the_loop_and_not_of_the_model(student, teacher):
+    sync = LayerSync([PAIR, (1, 5)], teacher="random")
+    assert sync.blocks == (1, 2) and sync.teacher_blocks == (5,)
+    t = torch.rand(3)
+    assert torch.equal(sync.teacher_time(t, torch.rand(3)), t), "it sees the same noise level"
+    inputs = context({1: student, 2: student}, teacher={5: teacher})
+    torch.testing.assert_close(sync.penalty(inputs), -cosine(student, teacher))
+
+
+def test_reversed_the_deep_block_follows_the_random_models_shallow_one(student, teacher):
+    sync = LayerSync([PAIR], teacher="random", reverse=True)
+    assert sync.blocks == (5,) and sync.teacher_blocks == (2,)
+    loss = sync.penalty(context({5: student}, teacher={2: teacher}))
+    torch.testing.assert_close(loss, -cosine(student, teacher))
+    assert gradient(loss, student).abs().max() > 0
+
+
+def test_without_the_random_model_there_is_no_loss(student):
+    with pytest.raises(ValueError, match="the random teacher's blocks"):
+        LayerSync([PAIR], teacher="random").penalty(context({2: student}))
+
+
+def test_an_unknown_teacher_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'ema': choose from own, other_image, random"):
+        LayerSync([PAIR], teacher="ema")
+
+
+@pytest.mark.parametrize("kind", ["own", "other_image", "random"])
+def test_controls_compile_as_one_graph(kind, student, teacher):
+    inputs = context({2: student, 5: teacher}, teacher={5: teacher.detach()})
+    assert_compiles(LayerSync([PAIR], teacher=kind), inputs, student)

@@ -1,0 +1,44 @@
+"""What is logged of the features."""
+
+import torch
+from regulariser_toys import features
+
+from layersync import centred, cosine, effective_rank, statistics
+
+
+def test_statistics_are_what_their_names_say():
+    student, teacher = features(3, 5, 8, seed=1), features(3, 5, 8, seed=2)
+    seen = statistics(student.bfloat16(), teacher)
+    assert list(seen) == ["cosine", "centred", "student_norm", "teacher_norm", "teacher_rank"]
+    assert all(v.ndim == 0 and v.dtype == torch.float32 for v in seen.values())
+    assert not any(v.requires_grad for v in seen.values())
+    near = student.bfloat16().float()
+    torch.testing.assert_close(seen["cosine"], cosine(near, teacher))
+    torch.testing.assert_close(seen["centred"], centred(near, teacher))
+    tokens = teacher.double().flatten(0, 1)
+    torch.testing.assert_close(seen["teacher_norm"].double(), tokens.square().sum(1).sqrt().mean())
+    torch.testing.assert_close(seen["student_norm"], near.norm(dim=-1).mean())
+
+
+def test_effective_rank_equals_the_participation_ratio_of_the_eigenvalues():
+    tokens = torch.randn(50, 8) * torch.linspace(0.1, 3, 8)
+    values = torch.linalg.eigvalsh(torch.cov(tokens.double().T))
+    expected = values.sum().square() / values.square().sum()
+    torch.testing.assert_close(effective_rank(tokens).double(), expected, atol=1e-4, rtol=0)
+
+
+def test_effective_rank_counts_the_directions_that_are_filled():
+    basis = torch.linalg.qr(torch.randn(16, 16))[0]
+    for k in (1, 3, 16):
+        signs = torch.cat([torch.eye(k), -torch.eye(k)])
+        tokens = 5 * signs @ basis[:k] + 100 * torch.randn(16)
+        torch.testing.assert_close(effective_rank(tokens).item(), float(k), atol=1e-2, rtol=0)
+
+
+def test_equal_tokens_fill_none():
+    assert effective_rank(torch.ones(10, 4)) == 0
+
+
+def test_one_image_alone_is_logged_without_an_error():
+    one = features(1, 5, 8, seed=1)
+    assert statistics(one, one)["centred"] == 0
