@@ -147,6 +147,8 @@ def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
         stored["patch_size"] = model.patch[-1]
         if asked != stored:
             raise InputError(f"--model {flags.model}, but {found.path} is a SiT of {stored}")
+    with asked_of_user(about="--skip-blocks"):
+        model.skip_blocks(flags.skip_blocks)
     domain.codec.to(device)
     check_codec(flags, found, domain)
     precision = precision_of(flags, device)

@@ -256,6 +256,7 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
         "seed": flags.global_seed,
         "batch": flags.per_proc_batch_size,
         "precision": precision_of(flags, task.ranks.device),
+        **({"skip_blocks": list(flags.skip_blocks)} if flags.skip_blocks else {}),
         **task.protocol(),
     }  # fmt: skip
 

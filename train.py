@@ -4,7 +4,6 @@ python train.py --preset digits
 torchrun --nproc_per_node=8 train.py --preset t1-xl
 """
 
-import ast
 import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -18,7 +17,8 @@ from torch.utils.data import DataLoader
 import domains
 from domains.codecs import difference
 from domains.order import GlobalBatches, positions
-from layersync import SCHEDULES, LayerSync, Regulariser, check_pairs, default_pair, default_weight
+from layersync import alarms
+from methods import METHODS, Method, check_flags
 from models import SiT, adapt, architecture, check_state, train_flops
 from runtime import checkpoint, distributed, parallel
 from runtime.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ from runtime.random import SampleStreams, generator
 from runtime.resume import opened_folder, starting_point
 from runtime.saver import Saver
 from runtime.state import TrainState
-from transport import Guidance, Sampler, TrainingStep, Transport, create_transport
+from transport import Guidance, Losses, Sampler, TrainingStep, Transport, create_transport
 
 if TYPE_CHECKING:
     from evaluations.images.in_training import TrainingScore
@@ -46,19 +46,19 @@ def main() -> None:
     config = parse(TrainConfig, PRESETS)
     ranks = distributed.start(config.device)
     with asked_of_user():
-        config, domain, transport, model, regulariser = build(config, ranks.device)
+        config, domain, transport, model, method = build(config, ranks.device)
     if config.dry_run:
         return ranks.from_main(lambda: print_dry_run(config, model))
 
     images = domain.train_set()
-    config = with_length(config, len(images), ranks.size)
+    config = with_length(config, len(images), ranks.size, method.least_images)
     start = ranks.from_main(lambda: starting_point(config))
     origin = checkpoint.read(start.ckpt) if start.ckpt else None
     if origin and not start.resumes:
         with asked_of_user(about=start.ckpt):
             weights = adapt(origin.ema, model, reversed_time=origin.reversed_time)
         model.load_state_dict(weights)
-    trainer = Trainer(config, domain, transport, model, regulariser, ranks)
+    trainer = Trainer(config, domain, transport, model, method, ranks)
     state = trainer.state
     if origin and start.resumes:
         with asked_of_user(about=start.ckpt):
@@ -101,6 +101,12 @@ def main() -> None:
             if trainer.reports(done):
                 # Finds what is not finite, before it is saved.
                 log.write(done, reg_weight=trainer.reg_weight(done - 1))
+            if trainer.watches and done % config.telemetry_every == 0:
+                with log.paused():
+                    found = trainer.telemetry()
+                    log.row(done, "telemetry", found)
+                    for alarm in alarms(found) if trainer.reg_weight(done) else ():
+                        log.say(f"warning: {alarm}")
             if score and (last or done % config.score_every == 0):
                 with log.paused():  # before the save: a run that dies between them scores again
                     log.row(done, "scores", score(trainer.draw), **score.facts())
@@ -125,18 +131,25 @@ class Trainer:
 
     def __init__(
         self, config: TrainConfig, domain: domains.Domain, transport: Transport, model: SiT,
-        regulariser: Regulariser | None, ranks: Ranks,
+        method: Method, ranks: Ranks,
     ) -> None:  # fmt: skip
         self.config, self.domain, self.ranks = config, domain, ranks
         self.codec = domain.codec.to(ranks.device)
-        self.transport, self.model, self.regulariser = transport, model, regulariser
+        self.transport, self.model, self.regulariser = transport, model, method.regulariser
+        self.targets = method.targets.to(ranks.device) if method.targets else None
         self.arithmetic = Arithmetic(config.precision, ranks.device, config.attention)
         self.attention = self.arithmetic.attention(*model.attention_shape)
-        training_step = TrainingStep(model, transport, regulariser).to(ranks.device)
+        self.watches = self.regulariser is not None and config.telemetry_every > 0
+        training_step = TrainingStep(model, transport, self.regulariser).to(ranks.device)
         ema = EMA(model, config.ema_decay)
+        # Where a method looks at no teacher, it is not asked.
+        self.teacher = method.teacher.to(ranks.device) if method.teacher else ema.model
+        self.looks_up = bool(self.regulariser and self.regulariser.teacher_blocks)
         if config.compile == "on":
             model.compile_blocks()
             training_step.compile_losses()
+            if self.looks_up:
+                self.teacher.compile_blocks()
         if config.shard:
             parallel.shard(training_step, model.blocks, ranks, train=True)
             parallel.shard(ema.model, ema.model.blocks, ranks, train=False)
@@ -144,7 +157,7 @@ class Trainer:
         else:
             self.training_step = parallel.replicate(training_step, ranks, self.example_loss)
         self.state = TrainState(
-            model, ema, regulariser or nn.Identity(),
+            model, ema, self.regulariser or nn.Identity(),
             lr=config.lr, weight_decay=config.weight_decay, clip=config.clip_grad_norm,
         )  # fmt: skip
 
@@ -156,25 +169,16 @@ class Trainer:
             clipping.
         """
         config, ranks, step = self.config, self.ranks, self.state.step
-        weight = torch.full((), self.reg_weight(step), device=ranks.device)
-        of_batch = draws_of_step(
-            config, self.domain.shape, step, ranks.device, posterior=self.codec.uses_noise
-        )
+        weights = self.weights(step)
+        of_batch = self.draws(step)
         parts = []
         for micro, batch in enumerate(islice(batches, config.grad_accum)):
             draws = of_batch.at(positions(
                 config.global_batch_size, rank=ranks.rank, ranks=ranks.size,
                 micro=micro, micro_batches=config.grad_accum,
             ))  # fmt: skip
-            x = self.codec.to_input(self.codec.encode(batch.raw), draws.posterior)
-            cond = self.model.drop({"y": batch.y}, draws.dropped)
-            t = self.transport.times(draws.time)
-            last = micro == config.grad_accum - 1
-            sync = parallel.gradient_sync(self.training_step, last=last)
-            with sync, self.arithmetic.kernels():
-                with self.arithmetic.autocast():
-                    losses = self.training_step(x, draws.noise, t, cond, weight)
-                (losses.total / config.grad_accum).backward()
+            losses = self.backward(batch, draws, weights, last=micro == config.grad_accum - 1)
+            self.latest = batch
             parts.append(torch.stack(losses).detach())
         loss, velocity, reg = torch.stack(parts).mean(0)
         metrics = dict(loss=loss, velocity=velocity, reg=reg)
@@ -183,13 +187,84 @@ class Trainer:
         self.state.update()
         return metrics
 
+    def draws(self, step: int) -> "Draws":
+        """The random numbers of a step that this codec and this method use."""
+        return draws_of_step(
+            self.config, self.domain.shape, step, self.ranks.device,
+            posterior=self.codec.uses_noise, teacher=self.looks_up,
+        )  # fmt: skip
+
+    def backward(
+        self, batch: domains.Batch, draws: "Draws", weights: dict[str, Tensor], *, last: bool
+    ) -> Losses:
+        """The gradients of a micro-batch's mean loss, added to those there are."""
+        x = self.codec.to_input(self.codec.encode(batch.raw), draws.posterior)
+        cond = self.model.drop({"y": batch.y}, draws.dropped)
+        t = self.transport.times(draws.time)
+        sync = parallel.gradient_sync(self.training_step, last=last)
+        with sync, self.arithmetic.kernels():
+            with self.arithmetic.autocast():
+                targets = self.targets(batch) if self.targets else ()
+                losses = self.training_step(
+                    x, draws.noise, t, cond, **weights, ema=self.teacher, uniform=draws.teacher,
+                    targets=targets,
+                )  # fmt: skip
+            (losses.total / self.config.grad_accum).backward()
+        return losses
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """The factors of both terms, as tensors: a number would be part of a compiled graph."""
+        velocity = self.regulariser.velocity_weight(step) if self.regulariser else 1.0
+        factors = {"weight": self.reg_weight(step), "velocity_weight": velocity}
+        return {k: torch.full((), v, device=self.ranks.device) for k, v in factors.items()}
+
     def example_loss(self, module: nn.Module) -> Tensor:
         """The loss of a micro-batch of zeros."""
         config, device = self.config, self.ranks.device
         size = config.global_batch_size // (self.ranks.size * config.grad_accum)
         x, zeros = (torch.zeros(size, *axes, device=device) for axes in (self.domain.shape, ()))
+        targets = self.targets.example(size, device) if self.targets else ()
         with self.arithmetic():
-            return module(x, x, zeros, {"y": zeros.long()}, zeros[0]).total
+            return module(
+                x, x, zeros, {"y": zeros.long()}, **self.weights(0), ema=self.teacher,
+                uniform=zeros, targets=targets,
+            ).total  # fmt: skip
+
+    def telemetry(self) -> dict[str, float]:
+        """What the features and the gradients of both terms look like, on the latest micro-batch.
+
+        Changes nothing that is trained: its random numbers are those of the step to come, and the
+        gradients are thrown away. Costs two steps and a forward pass.
+        """
+        batch = self.latest
+        weights = self.weights(self.state.step)
+        draws = self.draws(self.state.step).at(positions(
+            self.config.global_batch_size, rank=self.ranks.rank, ranks=self.ranks.size,
+            micro=0, micro_batches=self.config.grad_accum,
+        ))  # fmt: skip
+        zero = torch.zeros((), device=self.ranks.device)
+        norms = {}
+        for term in weights:
+            alone = {name: weights[name] if name == term else zero for name in weights}
+            self.backward(batch, draws, alone, last=True)
+            norms[term] = self.state.grad_norm(self.model.parameters())  # not the projectors'
+            self.state.opt.zero_grad(set_to_none=True)
+        found = {"grad_ratio": norms["weight"] / norms["velocity_weight"]}
+        found |= self.look(batch, draws)
+        names = sorted(found)
+        means = self.ranks.mean(torch.stack([found[name].float() for name in names]))
+        return dict(zip(names, means.tolist(), strict=True))
+
+    @torch.no_grad()
+    def look(self, batch: domains.Batch, draws: "Draws") -> dict[str, Tensor]:
+        """The regulariser's own view of its blocks."""
+        x = self.codec.to_input(self.codec.encode(batch.raw), draws.posterior)
+        cond, t = self.model.drop({"y": batch.y}, draws.dropped), self.transport.times(draws.time)
+        with self.arithmetic():
+            return self.training_step(
+                x, draws.noise, t, cond, **self.weights(self.state.step), ema=self.teacher,
+                uniform=draws.teacher, watch=True,
+            )  # fmt: skip
 
     def reg_weight(self, step: int) -> float:
         return self.regulariser.weight(step) if self.regulariser else 0.0
@@ -206,12 +281,10 @@ class Trainer:
             ValueError: naming the first tensor that does not fit, or another VAE than then.
         """
         state = self.state
-        for module, weights in (
-            (state.model, origin.model), (state.ema.model, origin.ema),
-            (state.regulariser, origin.regulariser),
-        ):  # fmt: skip
+        for module, weights in ((state.model, origin.model), (state.ema.model, origin.ema)):
             if weights:
                 check_state(module, weights)
+        check_state(state.regulariser, origin.regulariser)
         ours = self.codec.identity
         if key := difference(origin.codec, ours):
             raise ValueError(
@@ -280,7 +353,7 @@ class Trainer:
 
 def build(
     config: TrainConfig, device: torch.device
-) -> tuple[TrainConfig, domains.Domain, Transport, SiT, Regulariser | None]:
+) -> tuple[TrainConfig, domains.Domain, Transport, SiT, Method]:
     """The parts that the flags describe, and the flags with every `None` decided.
 
     Raises:
@@ -302,7 +375,6 @@ def build(
         precision=config.precision or default_precision(device),
         compile=compiles(config.compile, device),
     )
-    config, regulariser = REGULARISERS[config.loss_type](config, network["depth"])
     transport = create_transport(
         config.path_type, config.prediction, config.loss_weight, config.train_eps, config.sample_eps
     )
@@ -314,61 +386,9 @@ def build(
         **network,
     )  # fmt: skip
     model.activation_checkpointing = config.activation_checkpointing
-    return config, domain, transport, model, regulariser
-
-
-# What the builder of a regulariser makes of the flags and the model's depth: the flags with its own
-# defaults decided, and the regulariser, None for plain SiT.
-Built = tuple[TrainConfig, Regulariser | None]
-
-
-def vanilla(config: TrainConfig, depth: int) -> Built:
-    return config, None
-
-
-def layer_sync(config: TrainConfig, depth: int) -> Built:
-    student, teacher = default_pair(depth)
-    config = dataclasses.replace(
-        config,
-        encoder_depth=student if config.encoder_depth is None else config.encoder_depth,
-        gt_encoder_depth=teacher if config.gt_encoder_depth is None else config.gt_encoder_depth,
-    )
-    return synced([(config.encoder_depth, config.gt_encoder_depth)], config, depth)
-
-
-def multiple_sync(config: TrainConfig, depth: int) -> Built:
-    try:
-        pairs = [(int(s), int(t)) for s, t in ast.literal_eval(config.multi_blocks_match)]
-    except (ValueError, SyntaxError, TypeError):
-        pairs = []
-    if not pairs:
-        raise InputError(
-            f"--multi-blocks-match {config.multi_blocks_match!r} names no pairs: "
-            "write it like '[(2,6),(4,8)]'"
-        )
-    return synced(pairs, config, depth)
-
-
-def synced(pairs: list[tuple[int, int]], config: TrainConfig, depth: int) -> Built:
-    check_pairs(pairs, depth)
-    if config.reg_schedule != "constant" and config.reg_schedule_steps < 1:
-        raise InputError(f"--reg-schedule {config.reg_schedule} needs --reg-schedule-steps N")
-    weight = default_weight(depth) if config.reg_weight is None else config.reg_weight
-    sync = LayerSync(
-        pairs,
-        weight,
-        schedule=SCHEDULES[config.reg_schedule](config.reg_schedule_steps),
-        stop_gradient=config.stop_gradient,
-        reverse=config.reverse_sync,
-    )
-    return dataclasses.replace(config, reg_weight=weight), sync
-
-
-REGULARISERS = {
-    "layer_sync": layer_sync,
-    "multiple_sync": multiple_sync,
-    "vanilla": vanilla,
-}
+    check_flags(config)
+    config, method = METHODS[config.loss_type](config, model, domain)
+    return config, domain, transport, model, method
 
 
 class Draws(NamedTuple):
@@ -378,6 +398,7 @@ class Draws(NamedTuple):
     time: Tensor  # (B,), uniform in [0, 1)
     dropped: Tensor  # (B,), labels replaced by the null
     posterior: Tensor | None  # (B, C, *axes), of a codec that draws
+    teacher: Tensor | None  # (B,), uniform in [0, 1), of a regulariser that looks at a teacher
 
     def at(self, positions: slice) -> "Draws":
         """Those of some positions of the batch."""
@@ -386,7 +407,7 @@ class Draws(NamedTuple):
 
 def draws_of_step(
     config: TrainConfig, shape: tuple[int, ...], step: int, device: torch.device, *,
-    posterior: bool = False,
+    posterior: bool = False, teacher: bool = False,
 ) -> Draws:  # fmt: skip
     """Every rank draws the whole global batch and uses its own positions, so that what a position
     sees does not depend on the number of ranks, and resuming needs the step alone."""
@@ -398,10 +419,11 @@ def draws_of_step(
         time=torch.rand(batch, **kwargs),
         dropped=torch.rand(batch, **kwargs) < config.class_dropout_prob,
         posterior=torch.randn(batch, *shape, **kwargs) if posterior else None,
+        teacher=torch.rand(batch, **kwargs) if teacher else None,
     )
 
 
-def with_length(config: TrainConfig, images: int, ranks: int) -> TrainConfig:
+def with_length(config: TrainConfig, images: int, ranks: int, least: int = 1) -> TrainConfig:
     """The flags with `max_steps` decided.
 
     Raises:
@@ -412,6 +434,11 @@ def with_length(config: TrainConfig, images: int, ranks: int) -> TrainConfig:
         raise InputError(
             f"--global-batch-size {batch} is not divisible by {ranks} processes x "
             f"{config.grad_accum} micro-batches"
+        )
+    if batch // parts < least:
+        raise InputError(
+            f"--loss-type {config.loss_type} compares images: a micro-batch needs {least} or more, "
+            f"and --global-batch-size {batch} gives {batch // parts}"
         )
     if images < batch:
         raise InputError(

@@ -11,11 +11,12 @@ from typing import Any
 from benchmarks.ours import LEAST, StepFlags, config_of, one_process, step_of, trainer_of
 from benchmarks.report import Contestant, cost, interleave, parse, publish
 from layersync import admissible_pairs
+from methods import METHODS
 from models import architecture
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from train import REGULARISERS, build
+from train import build
 
 VANILLA = "vanilla"
 
@@ -40,12 +41,12 @@ NEEDED: dict[str, Callable[[int], dict[str, Any]]] = {
 def main() -> None:
     flags = parse(Flags, LEAST)
     ranks = one_process(flags.device)
-    unknown = set(flags.only) - set(REGULARISERS)
+    unknown = set(flags.only) - set(METHODS)
     if unknown:
-        raise InputError(f"--only {min(unknown)}: choose from {', '.join(REGULARISERS)}")
+        raise InputError(f"--only {min(unknown)}: choose from {', '.join(METHODS)}")
     with asked_of_user():
         depth = architecture(flags.model)["depth"]
-    others = [name for name in flags.only or REGULARISERS if name != VANILLA]
+    others = [name for name in flags.only or METHODS if name != VANILLA]
     asked = {name: {"loss_type": name} for name in (VANILLA, *others)}
     for name in asked:
         asked[name] |= NEEDED.get(name, lambda depth: {})(depth)

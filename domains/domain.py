@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     index: Tensor  # int64 (B,), the sample's number in its data set
     problems: list[str]  # a sentence per corrupt image that another one replaced
     error: str | None = None
+    flipped: Tensor | None = None  # bool (B,), which are mirror images; None: none
 
     @classmethod
     def failed(cls, error: str, problems: Sequence[str] = ()) -> "Batch":

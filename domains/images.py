@@ -45,7 +45,8 @@ class ImageSet(torch.utils.data.Dataset):
 
     def __getitems__(self, draws: Draws) -> Batch:
         pairs = zip(draws.index.tolist(), draws.flipped.tolist(), strict=True)
-        return collate([self.read(index, flipped) for index, flipped in pairs])
+        batch = collate([self.read(index, flipped) for index, flipped in pairs])
+        return batch._replace(flipped=torch.from_numpy(draws.flipped & self.hflip))
 
     def read(self, wanted: int, flipped: bool) -> Item:
         """Image `wanted`, or with --skip-corrupt the next one that can be read."""

@@ -62,12 +62,14 @@ class LatentSet(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitems__(self, draws: Draws) -> Batch:
+        flipped = draws.flipped & self.hflip
         try:
-            raw, labels = self.source.gather(draws.index, draws.flipped & self.hflip)
+            raw, labels = self.source.gather(draws.index, flipped)
         except Unreadable as error:
             return Batch.failed(str(error))
         y = labels if self.labeled else np.zeros_like(labels)
-        return Batch(*map(torch.from_numpy, (raw, y, draws.index)), problems=[])
+        raw, y, index, flipped = map(torch.from_numpy, (raw, y, draws.index, flipped))
+        return Batch(raw, y, index, problems=[], flipped=flipped)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The flags of every command, as frozen dataclasses: default < preset or protocol < flag."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -51,7 +51,9 @@ class TrainConfig(TransportFlags):
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
 
     # regulariser
-    loss_type: Literal["layer_sync", "multiple_sync", "vanilla"] = "layer_sync"  # term of the loss
+    loss_type: Literal[
+        "layer_sync", "multiple_sync", "vanilla", "dispersive", "repa", "external", "sra", "sra2"
+    ] = "layer_sync"  # the term added to the velocity loss
     encoder_depth: int | None = None  # the student block, from 1; None: the model's published one
     gt_encoder_depth: int | None = None  # the teacher block; None: the model's published one
     multi_blocks_match: str = "[]"  # pairs of multiple_sync, e.g. '[(2,6),(4,8)]'; their mean
@@ -60,6 +62,23 @@ class TrainConfig(TransportFlags):
     reg_schedule_steps: int = 0  # where linear and cosine reach 0, and where stop stops
     stop_gradient: bool = True  # False lets the teacher follow the student (ablation)
     reverse_sync: bool = False  # pull the deep block towards the shallow one (control)
+    reg_start: int = 0  # steps before the term is switched on
+    similarity: Literal["cosine", "centred", "spatial", "smooth_l1", "relation"] = "cosine"
+    teacher: Literal["own", "other_image", "random"] = "own"  # whose features; others: controls
+    telemetry_every: int = 0  # steps per look at features and gradient ratio; 0: none
+
+    # rivals; --encoder-depth, --gt-encoder-depth and --reg-weight are theirs too
+    disp_variant: Literal["jax", "torch"] = "jax"  # dispersive: the paper's or the release's
+    disp_tau: float | None = None  # its temperature; None: the variant's
+    disp_gather: bool = False  # over the global batch instead of each rank's
+    repa_variant: Literal["repa", "irepa"] = "repa"  # MLP, or convolution and spatial norm
+    repa_encoder: str = "vit_base_patch14_dinov2.lvd142m"  # of timm
+    repa_weights: str | None = None  # its file; None: timm's cache, or the hub
+    targets: str = "[]"  # external: [(block, folder of methods.features, weight), ...]
+    velocity_warmup: int = 0  # repa, external: steps over which the velocity loss grows to 1
+    sra_variant: Literal["paper", "cos"] = "paper"  # smooth-L1, or the authors' later cosine
+    sra_cos_axis: Literal["channels", "tokens"] = "channels"  # tokens: as their code has it
+    sra_epoch_steps: int = 0  # steps per epoch of the paper's decaying weight; 0: constant
 
     # optimization
     epochs: int = 1400  # length of the run, unless --max-steps is given
@@ -108,9 +127,9 @@ class TrainConfig(TransportFlags):
 MAY_CHANGE = frozenset(
     "preset data_path cache_dir skip_corrupt num_workers activation_checkpointing compile "
     "attention shard epochs max_steps device results_dir wandb_run_name wandb tensorboard "
-    "log_every ckpt_every keep_last milestone_every sample_every cfg_scale score_every "
-    "score_samples score_extractor score_reference resume resume_anyway "
-    "ckpt fine_tune dry_run plan".split()
+    "telemetry_every log_every ckpt_every keep_last milestone_every sample_every cfg_scale "
+    "score_every score_samples score_extractor score_reference resume resume_anyway ckpt fine_tune "
+    "dry_run plan".split()
 )
 
 
@@ -155,6 +174,7 @@ class SampleFlags:
     cfg_channels: Literal["all", "3"] | None = None  # guided channels; None: 3 for SD latents
     guidance_low: float = 0.0  # guide where t >= this (t = 0 noise, t = 1 data)
     guidance_high: float = 1.0  # guide where t <= this
+    skip_blocks: tuple[int, ...] = ()  # blocks that are left out, counted from 1 (Table 8)
     float64: bool = False  # keep the sampler's state in double precision
     tf32: bool = True  # TF32 matrix products on GPU
     bf16: bool = False  # run the network and the VAE's decoder under bfloat16 autocast
@@ -224,13 +244,17 @@ class NpzSDE(SDEFlags, NpzFlags):
     """N samples to an .npz by the reverse SDE."""
 
 
+SYNCED = ("layer_sync", "multiple_sync")
+PAIR_AND_WEIGHT = ("encoder_depth", "gt_encoder_depth", "reg_weight")
 MOST = 2**62  # seeds and counts
 SMALLEST = 1e-30  # "more than 0"
 # Flag -> the smallest and largest value that makes sense, both included.
 RANGES: dict[str, tuple[float, float]] = {
     "image_size": (1, 65_536), "num_classes": (0, MOST), "num_workers": (0, 1024),
     "depth": (1, 10_000), "hidden_size": (2, 10**6), "num_heads": (1, 10**6),
-    "reg_weight": (0, 1e6), "reg_schedule_steps": (0, MOST),
+    "reg_weight": (0, 1e6), "reg_schedule_steps": (0, MOST), "reg_start": (0, MOST),
+    "telemetry_every": (0, MOST), "disp_tau": (SMALLEST, 1e30), "velocity_warmup": (0, MOST),
+    "sra_epoch_steps": (0, MOST),
     "epochs": (1, MOST), "max_steps": (1, MOST), "global_batch_size": (1, MOST),
     "grad_accum": (1, MOST), "lr": (0, 1e38), "weight_decay": (0, 1e6),
     "clip_grad_norm": (0, 1e30), "ema_decay": (0, 1), "class_dropout_prob": (0, 1),
@@ -261,15 +285,24 @@ def checked(config: Config) -> Config:
     return config
 
 
-def parse(config: type[Config], presets: Mapping[str, Mapping[str, Any]]) -> Config:
-    """Flags of the command line over those of `--preset` over the defaults.
+def parse(
+    config: type[Config],
+    presets: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> Config:
+    """Flags of the command line (or of `argv`) over those of `--preset` over the defaults.
 
     Raises:
         InputError: an unknown preset. Other bad flags end the process in tyro's box, exit code 2.
     """
-    name = peek("--preset", sys.argv[1:])
-    default = config(**known(name, presets, "preset"), preset=name) if name else config()
-    return checked(tyro.cli(config, default=default, console_outputs=speaks()))
+    argv = sys.argv[1:] if argv is None else argv
+    name = peek("--preset", argv)
+    row = dict(known(name, presets, "preset")) if name else {}
+    if (peek("--loss-type", argv) or peek("--loss_type", argv) or "layer_sync") not in SYNCED:
+        # A preset's pair and weight are LayerSync's; the others have their authors' own.
+        row = {key: value for key, value in row.items() if key not in PAIR_AND_WEIGHT}
+    default = config(**row, preset=name)
+    return checked(tyro.cli(config, args=argv, default=default, console_outputs=speaks()))
 
 
 def parse_sampling(
@@ -300,7 +333,7 @@ def parse_sampling(
     return checked(tyro.cli(chosen, args=argv, default=default, console_outputs=speaks()))
 
 
-def peek(flag: str, argv: list[str]) -> str | None:
+def peek(flag: str, argv: Sequence[str]) -> str | None:
     """The value of a flag that decides the defaults of the others; the last one counts."""
     value = None
     for position, word in enumerate(argv):

@@ -1,5 +1,6 @@
 """Weights, EMA, optimizer and step: all that a checkpoint must hold to go on exactly."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ class TrainState:
         self.ema.update(self.model)
         self.step += 1
 
-    def grad_norm(self) -> Tensor:
-        """The norm of the gradient before clipping, 0-dim."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+    def grad_norm(self, parameters: Iterable[nn.Parameter] | None = None) -> Tensor:
+        """The norm of the gradient before clipping, 0-dim; of all that is trained, or of some."""
+        chosen = self.parameters if parameters is None else parameters
+        gradients = [p.grad for p in chosen if p.grad is not None]
         return whole(nn.utils.get_total_norm(gradients))
 
     def resume(self, origin: Checkpoint) -> None:

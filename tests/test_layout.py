@@ -12,6 +12,7 @@ import pytest
 
 import transport
 from evaluations.images import __main__ as images
+from methods import features
 from models import SiT_models
 from runtime import config
 from runtime.presets import PRESETS
@@ -25,13 +26,20 @@ MAY_IMPORT = {
     "transport": {"layersync"},
     "domains": {"runtime"},
     "evaluations": {"domains", "models", "transport", "layersync", "runtime"},
+    "methods": {"domains", "models", "layersync", "runtime", "evaluations"},
     "benchmarks": {
-        "domains", "models", "transport", "layersync", "runtime", "evaluations", "train", "sample",
+        "domains", "models", "transport", "layersync", "runtime", "evaluations", "methods", "train",
+        "sample",
+    },
+    "experiments": {
+        "domains", "models", "transport", "layersync", "runtime", "evaluations", "methods", "train",
+        "sample",
     },
 }  # fmt: skip
 COMMANDS = (
     config.TrainConfig, config.EncodeConfig, config.NpzODE, config.NpzSDE, config.GridODE,
-    images.ScoreFlags, images.ReferenceFlags, images.ClassifierFlags, images.CompareFlags,
+    features.Flags, images.ScoreFlags, images.ReferenceFlags, images.ClassifierFlags,
+    images.CompareFlags,
 )  # fmt: skip
 TORCH_ONLY = ("layersync", "models")
 
@@ -110,15 +118,20 @@ def choices(holder: type, name: str) -> set:
 
 
 def test_flags_take_their_choices_from_the_tables():
-    import train
-    from layersync import SCHEDULES
+    from layersync import SCHEDULES, SIMILARITIES
+    from methods import METHODS
+    from methods.rivals import DISPERSIVE, REPA, SRA_SETTINGS
 
     flags = config.TrainConfig
     assert choices(flags, "path_type") == set(transport.PATHS)
     assert choices(flags, "prediction") == set(transport.PREDICTIONS)
     assert choices(flags, "loss_weight") == set(transport.LOSS_WEIGHTS)
-    assert choices(flags, "loss_type") == set(train.REGULARISERS)
+    assert choices(flags, "loss_type") == set(METHODS)
     assert choices(flags, "reg_schedule") == set(SCHEDULES)
+    assert choices(flags, "similarity") == set(SIMILARITIES)
+    assert choices(flags, "disp_variant") == set(DISPERSIVE)
+    assert choices(flags, "repa_variant") == set(REPA)
+    assert choices(flags, "sra_variant") == set(SRA_SETTINGS)
     assert choices(config.SDEFlags, "sampling_method") == set(transport.SDE_METHODS)
     assert choices(config.SDEFlags, "diffusion_form") == set(transport.DIFFUSION_FORMS)
     assert choices(config.SDEFlags, "last_step") == set(transport.LAST_STEPS)
@@ -182,5 +195,6 @@ def test_every_flag_that_the_readme_uses_exists():
     known |= {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help"}
     import re
 
-    used = {w.replace("-", "_") for w in re.findall(r"--([a-z][a-z0-9_-]*)", readme)}
+    words = re.findall(r"--(?:no-)?([a-z][a-z0-9_-]*)", readme)
+    used = {word.replace("-", "_") for word in words}
     assert used <= known, used - known

@@ -384,6 +384,7 @@ def test_bad_flags_of_sampling_get_one_sentence(tmp_path, ckpt, flags, words):
         ("ODE --sampling-method rk99", "unknown ODE sampling method"),
         ("ODE --guidance-low 0.9 --guidance-high 0.1 --cfg-scale 2", "interval"),
         ("ODE --atol nan", "--atol nan"),
+        ("ODE --skip-blocks 2 9", "--skip-blocks: block 9 does not exist"),
         ("SDE --last-step-size 1", "--last-step-size 1"),
         ("SDE --diffusion-norm nan", "--diffusion-norm nan"),
         ("ODE --per-proc-batch-size 0", "--per-proc-batch-size 0"),

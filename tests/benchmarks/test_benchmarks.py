@@ -28,7 +28,6 @@ from runtime.ema import EMA
 from runtime.precision import Arithmetic
 from runtime.state import TrainState
 from tests.commands import refused, succeed
-from train import REGULARISERS
 from transport import TrainingStep, create_transport
 
 CPU = torch.device("cpu")
@@ -53,7 +52,7 @@ def written(path) -> list[dict]:
     "name, flags, rows",
     [
         ("train", [*SMALL, "--batch", 2, "--grad-accum", 2], 3 + 1 + 6),
-        ("regularisers", [*SMALL, "--batch", 2], len(REGULARISERS)),
+        ("regularisers", [*SMALL, "--batch", 2], 6),
         ("sample", [*SMALL, "--batch", 1, "--num-sampling-steps", 3], 2 + 3 + 2),
         ("loader", [*SMALL, "--images", 48, "--read-batch", 16, *SHARDS], 3 + 1),
         ("metrics", ["--dimension", 16, "--full", 40, "--few", 8, *SETS], 2 + 2 + 2),

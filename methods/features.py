@@ -1,0 +1,170 @@
+"""Features of a data set, stored once: the targets of --loss-type external.
+
+python -m methods.features digits --extractor classifier:clf.pt --out features/digits
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+import domains
+from domains import Batch, Domain
+from domains.codecs import PIXELS
+from domains.images import ImageDomain
+from domains.latents import LatentDomain
+from domains.store import MomentStore
+from evaluations.extractors import open_extractor
+from runtime import distributed
+from runtime.entry import run, speaks
+from runtime.errors import InputError, LocalError
+from runtime.files import atomic_write
+
+FORMAT = "layersync features 1"
+CARD, VALUES = "features.json", "features.npy"
+
+
+@dataclass(frozen=True)
+class Card:
+    """features.json; features.npy beside it is (count, flips, *shape), float16 or float32.
+
+    Features of any origin can be used: write these two files.
+    """
+
+    count: int  # images
+    flips: int  # 2: of the image and of its mirror image; 1: the same for both
+    shape: tuple[int, ...]  # (Z,) or (N, Z)
+    data_set: str | None  # Source.fingerprint of the images; None: not known, and not checked
+    made_by: str  # name and SHA-256 of the network
+    format: str = FORMAT
+
+    @property
+    def kind(self) -> Literal["vector", "tokens"]:
+        return "vector" if len(self.shape) == 1 else "tokens"
+
+
+class FeatureStore:
+    """A folder of features.
+
+    Raises:
+        InputError: no such folder, damaged, or features of other images.
+    """
+
+    def __init__(self, folder: str, domain: Domain) -> None:
+        path = Path(folder)
+        try:
+            content = json.loads((path / CARD).read_text())
+            content["shape"] = tuple(int(size) for size in content["shape"])
+            self.card = Card(**content)
+            if self.card.format != FORMAT or len(self.card.shape) not in (1, 2):
+                raise ValueError(f"{self.card.format} of shape {self.card.shape}")
+            self.values = np.load(path / VALUES, mmap_mode="r", allow_pickle=False)
+            expected = (self.card.count, self.card.flips, *self.card.shape)
+            if self.values.shape != expected or self.values.dtype.kind != "f":
+                raise ValueError(f"{VALUES} is {self.values.dtype} {self.values.shape}")
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise InputError(f"{folder} holds no features of methods.features ({error})") from error
+        theirs = fingerprint_of(domain)
+        if None not in (theirs, self.card.data_set) and theirs != self.card.data_set:
+            raise InputError(
+                f"{folder} has features of other images than --dataset_name {domain.name}: make "
+                "them again with methods.features"
+            )
+        count = len(domain.train_set())
+        if count != self.card.count:
+            raise InputError(
+                f"{folder} has features of {self.card.count} images, but --dataset_name "
+                f"{domain.name} has {count}"
+            )
+        self.width, self.kind = self.card.shape[-1], self.card.kind
+
+    def of(self, batch: Batch) -> Tensor:
+        index = batch.index.numpy()
+        flip = batch.flipped.numpy().astype(np.int64) if self.card.flips == 2 else 0
+        return torch.from_numpy(self.values[index, flip]).to(batch.raw.device).float()
+
+
+class StoredTargets:
+    """The features of a batch's images out of several stores."""
+
+    def __init__(self, folders: list[str], domain: Domain) -> None:
+        self.stores = [FeatureStore(folder, domain) for folder in folders]
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
+        return tuple(store.of(batch) for store in self.stores)
+
+    def example(self, size: int, device: torch.device) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros(size, *store.card.shape, device=device) for store in self.stores)
+
+    def to(self, device: torch.device) -> "StoredTargets":
+        return self
+
+
+def fingerprint_of(domain: Domain) -> str | None:
+    """Of the images of a domain, or of those that its latents were made of; None: not known."""
+    if isinstance(domain, ImageDomain):
+        return domain.train_source.fingerprint()
+    if isinstance(domain, LatentDomain) and isinstance(domain.source, MomentStore):
+        return domain.source.manifest.encoding.data_set
+    return None
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Store what an extractor sees in every image of a data set, and in its mirror image.
+
+    python -m methods.features digits --extractor classifier:clf.pt --out features/digits
+    """
+
+    data: tyro.conf.Positional[str]  # a --dataset_name
+    out: Path  # the folder to write
+    extractor: str = "classifier:clf.pt"  # classifier:FILE, timm:MODEL or inception
+    extractor_weights: Path | None = None  # its file; None: where it is looked for by itself
+    data_path: str | None = None  # folder of the data, where it is local
+    image_size: int | None = None  # pixels; None: the data set's
+    num_classes: int | None = None  # None: the data set's
+    cache_dir: str = "./cache/"  # downloads of data sets
+    batch_size: int = 64  # images at a time
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+
+
+def main() -> None:
+    flags = tyro.cli(Flags, console_outputs=speaks())
+    ranks = distributed.start(flags.device)
+    if ranks.size > 1:
+        raise InputError("methods.features runs as one process: start it without torchrun")
+    domain = domains.build(
+        flags.data, data_path=flags.data_path, image_size=flags.image_size,
+        num_classes=flags.num_classes, vae=PIXELS, cache_dir=flags.cache_dir,
+    )  # fmt: skip
+    extractor = open_extractor(flags.extractor, ranks.device, weights=flags.extractor_weights)
+    images = domain.train_set(augment=False)
+    parts: list[np.ndarray] = []
+    for first in tqdm(range(0, len(images), flags.batch_size), unit="batch"):
+        numbers = range(first, min(first + flags.batch_size, len(images)))
+        raw = images.__getitems__(domains.Draws.plain(numbers)).checked().raw.to(ranks.device)
+        both = [extractor(one).pool for one in (raw, raw.flip(-1))]
+        parts.append(torch.stack(both, dim=1).half().cpu().numpy())
+    values = np.concatenate(parts)
+    if not np.isfinite(values).all():
+        raise LocalError(f"{extractor.name} gives features that are not finite in float16")
+    card = Card(
+        count=len(values), flips=2, shape=values.shape[2:], data_set=fingerprint_of(domain),
+        made_by=f"{extractor.name} {extractor.fingerprint}",
+    )  # fmt: skip
+    with atomic_write(flags.out / VALUES) as file:
+        np.save(file, values)
+    with atomic_write(flags.out / CARD) as file:  # last: a folder with a card is complete
+        file.write(json.dumps(dataclasses.asdict(card), indent=1).encode())
+    print(f"{flags.out}: {card.count} images, {card.kind} of {card.shape} by {extractor.name}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,75 @@
+"""LayerSync and its ablations, and plain SiT."""
+
+import ast
+import dataclasses
+
+import torch
+from torch import nn
+
+from domains import Domain
+from layersync import SIMILARITIES, LayerSync, check_pairs, default_pair, default_weight
+from models import SiT
+from runtime.config import TrainConfig
+from runtime.errors import InputError
+from runtime.random import seed_of
+
+from .method import Method, schedule_of
+
+
+def vanilla(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+    return config, Method()
+
+
+def layer_sync(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+    student, teacher = default_pair(model.depth)
+    config = dataclasses.replace(
+        config,
+        encoder_depth=student if config.encoder_depth is None else config.encoder_depth,
+        gt_encoder_depth=teacher if config.gt_encoder_depth is None else config.gt_encoder_depth,
+    )
+    return synced([(config.encoder_depth, config.gt_encoder_depth)], config, model)
+
+
+def multiple_sync(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+    try:
+        pairs = [(int(s), int(t)) for s, t in ast.literal_eval(config.multi_blocks_match)]
+    except (ValueError, SyntaxError, TypeError):
+        pairs = []
+    if not pairs:
+        raise InputError(
+            f"--multi-blocks-match {config.multi_blocks_match!r} names no pairs: "
+            "write it like '[(2,6),(4,8)]'"
+        )
+    return synced(pairs, config, model)
+
+
+def synced(
+    pairs: list[tuple[int, int]], config: TrainConfig, model: SiT
+) -> tuple[TrainConfig, Method]:
+    check_pairs(pairs, model.depth)
+    weight = default_weight(model.depth) if config.reg_weight is None else config.reg_weight
+    sync = LayerSync(
+        pairs,
+        weight,
+        schedule=schedule_of(config),
+        similarity=SIMILARITIES[config.similarity],
+        stop_gradient=config.stop_gradient,
+        reverse=config.reverse_sync,
+        teacher=config.teacher,
+    )
+    compares_images = config.teacher == "other_image" or config.similarity == "centred"
+    teacher = random_teacher(model, config.global_seed) if config.teacher == "random" else None
+    return dataclasses.replace(config, reg_weight=weight), Method(
+        sync, teacher=teacher, least_images=2 if compares_images else 1
+    )
+
+
+def random_teacher(model: SiT, seed: int) -> SiT:
+    """A frozen model of random weights, whose blocks do something: as SiT begins they do not."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "random teacher"))
+        teacher = SiT(**model.config, class_dropout_prob=0.0)
+        for block in teacher.blocks:
+            nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.02)
+            nn.init.normal_(block.adaLN_modulation[-1].bias, std=0.2)
+    return teacher.eval().requires_grad_(False)

@@ -1,0 +1,45 @@
+"""What the training loop is handed of a method, and what all of them share."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from domains import Batch
+from layersync import SCHEDULES, Regulariser
+from layersync.schedules import Schedule
+from runtime.config import TrainConfig
+from runtime.errors import InputError
+
+
+class Targets(Protocol):
+    """Features from elsewhere, of the images of a batch."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
+        """(B, N, Z) or (B, Z) each, float32, on the device of the batch, without gradients."""
+
+    def example(self, size: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Zeros of their shapes."""
+
+    def to(self, device: torch.device) -> "Targets": ...
+
+
+class Method(NamedTuple):
+    """A regulariser (None: plain SiT) and what it is shown besides this step."""
+
+    regulariser: Regulariser | None = None
+    targets: Targets | None = None
+    teacher: nn.Module | None = None  # in the EMA model's place
+    least_images: int = 1  # of a micro-batch: some compare its images
+
+
+def schedule_of(config: TrainConfig) -> Schedule:
+    """--reg-schedule from --reg-start on, nothing before.
+
+    Raises:
+        InputError: a schedule without its length.
+    """
+    if config.reg_schedule != "constant" and config.reg_schedule_steps < 1:
+        raise InputError(f"--reg-schedule {config.reg_schedule} needs --reg-schedule-steps N")
+    factor, start = SCHEDULES[config.reg_schedule](config.reg_schedule_steps), config.reg_start
+    return lambda step: factor(step - start) if step >= start else 0.0

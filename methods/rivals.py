@@ -1,0 +1,160 @@
+"""The other regularisers, with the settings that their authors published."""
+
+import ast
+import dataclasses
+from typing import NamedTuple
+
+from domains import Domain
+from layersync import SRA, SRA2, Alignment, Dispersive, Target
+from layersync.schedules import Schedule, sra_decay
+from models import SiT
+from runtime.config import TrainConfig
+from runtime.errors import InputError
+
+from .encoders import EncoderTargets
+from .features import StoredTargets
+from .method import Method, schedule_of
+
+
+def settled(config: TrainConfig, **published: float | int) -> TrainConfig:
+    """The flags, with published values where the user gave none.
+
+    Raises:
+        InputError: no settings of a table may be left open.
+    """
+    return dataclasses.replace(
+        config,
+        **{name: value for name, value in published.items() if getattr(config, name) is None},
+    )
+
+
+class DispersiveSettings(NamedTuple):
+    weight: float
+    tau: float
+    quarter: bool  # the block at a quarter of the depth; else the last
+
+
+DISPERSIVE = {
+    "jax": DispersiveSettings(0.5, 0.5, quarter=True),  # the paper's
+    "torch": DispersiveSettings(0.25, 1.0, quarter=False),  # the released code's
+}
+
+
+def dispersive(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+    chosen = DISPERSIVE[config.disp_variant]
+    block = max(1, model.depth // 4) if chosen.quarter else model.depth
+    config = settled(config, encoder_depth=block, reg_weight=chosen.weight, disp_tau=chosen.tau)
+    return config, Method(
+        Dispersive(
+            checked(config.encoder_depth, model),
+            config.reg_weight,
+            tau=config.disp_tau,
+            gather=config.disp_gather,
+            schedule=schedule_of(config),
+        ),
+        least_images=2,
+    )
+
+
+# --repa-variant -> (weight, head, spatial normalization of the target)
+REPA = {"repa": (0.5, "mlp", False), "irepa": (1.0, "conv", True)}
+REPA_BLOCK = {12: 4, 24: 8, 28: 8}  # B, L, XL; else a third of the depth
+
+
+def repa(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+    weight, head, spatial_norm = REPA[config.repa_variant]
+    block = REPA_BLOCK.get(model.depth, max(1, model.depth // 3))
+    config = settled(config, encoder_depth=block, reg_weight=weight)
+    targets = EncoderTargets(config.repa_encoder, config.repa_weights, model.grid, domain)
+    alignment = Alignment(
+        [Target(checked(config.encoder_depth, model), targets.width)],
+        width=model.config["hidden_size"], weight=config.reg_weight, grid=model.grid, head=head,
+        spatial_norm=spatial_norm, velocity_warmup=config.velocity_warmup,
+        schedule=schedule_of(config),
+    )  # fmt: skip
+    return config, Method(alignment, targets)
+
+
+def external(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+    """Features that were stored before: any number of targets, each at its block."""
+    try:
+        asked = [(int(b), str(f), float(w)) for b, f, w in ast.literal_eval(config.targets)]
+    except (ValueError, SyntaxError, TypeError):
+        asked = []
+    if not asked:
+        raise InputError(
+            f"--targets {config.targets!r} names no features: write it like "
+            "'[(8, \"features/dinov2\", 1.0)]': block, folder of methods.features, weight"
+        )
+    config = settled(config, reg_weight=0.5)
+    stored = StoredTargets([folder for _, folder, _ in asked], domain)
+    alignment = Alignment(
+        [
+            Target(checked(block, model), store.width, weight, store.kind)
+            for (block, _, weight), store in zip(asked, stored.stores, strict=True)
+        ],
+        width=model.config["hidden_size"], weight=config.reg_weight, grid=model.grid,
+        velocity_warmup=config.velocity_warmup, schedule=schedule_of(config),
+    )  # fmt: skip
+    return config, Method(alignment, stored)
+
+
+SRA_PAIRS = {12: (3, 8), 24: (6, 18), 28: (8, 20)}  # B, L, XL; else 1/4 and 3/4 of the depth
+# --sra-variant -> (distance, weight, decays as in the paper)
+SRA_SETTINGS = {"paper": ("smooth_l1", 0.2, True), "cos": ("cosine", 0.5, False)}
+
+
+def sra_pair(depth: int) -> tuple[int, int]:
+    return SRA_PAIRS.get(depth, (max(1, depth // 4), max(2, 3 * depth // 4)))
+
+
+def sra(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+    student, teacher = sra_pair(model.depth)
+    distance, weight, decays = SRA_SETTINGS[config.sra_variant]
+    config = settled(config, encoder_depth=student, gt_encoder_depth=teacher, reg_weight=weight)
+    schedule = schedule_of(config)
+    if config.sra_epoch_steps:
+        if not decays:
+            raise InputError(
+                f"--sra-epoch-steps: --sra-variant {config.sra_variant} does not decay"
+            )
+        schedule = times(schedule, sra_decay(config.sra_epoch_steps))
+    return config, Method(
+        SRA(
+            checked(config.encoder_depth, model),
+            checked(config.gt_encoder_depth, model),
+            width=model.config["hidden_size"],
+            weight=config.reg_weight,
+            distance=distance,
+            cos_axis=config.sra_cos_axis,
+            schedule=schedule,
+        )  # fmt: skip
+    )
+
+
+def sra2(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+    student, _ = sra_pair(model.depth)
+    config = settled(config, encoder_depth=student, reg_weight=1.0)
+    return config, Method(
+        SRA2(
+            checked(config.encoder_depth, model),
+            width=model.config["hidden_size"],
+            patch=model.patch,
+            channels=model.in_channels,
+            weight=config.reg_weight,
+            schedule=schedule_of(config),
+        )  # fmt: skip
+    )
+
+
+def times(one: Schedule, other: Schedule) -> Schedule:
+    return lambda step: one(step) * other(step)
+
+
+def checked(block: int, model: SiT) -> int:
+    if not 1 <= block <= model.depth:
+        raise InputError(
+            f"block {block} does not exist: --encoder-depth and --gt-encoder-depth are 1 to "
+            f"{model.depth}"
+        )
+    return block

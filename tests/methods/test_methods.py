@@ -1,0 +1,239 @@
+"""Every --loss-type in the same loop: it learns, resumes, shards and compiles."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import domains
+from evaluations.extractors import classifier as classifiers
+from methods import METHODS
+from methods.features import FeatureStore
+from runtime.errors import InputError
+from tests.commands import assert_same_state, checkpoint_of, flat, launched, refused, succeed
+
+TINY = (
+    "--dataset_name digits --model SiT-Ti/4 --depth 4 --hidden-size 32 --num-heads 2 --lr 1e-3 "
+    "--ema-decay 0.9 --num-workers 0 --log-every 1 --sample-every 0 --no-tensorboard --device cpu "
+    "--global-batch-size 12"
+).split()
+ENCODER = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    """What a classifier of the digits sees in them, stored."""
+    folder = tmp_path_factory.mktemp("features")
+    classifiers.train(domains.build("digits"), steps=5).save(folder / "clf.pt")
+    store = folder / "digits"
+    extractor = f"classifier:{folder / 'clf.pt'}"
+    succeed("methods.features", "digits", "--extractor", extractor, "--out", store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A tiny vision transformer of timm with random weights, in a file."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("encoder") / "vit.pth"
+    torch.save(timm.create_model(ENCODER, pretrained=False).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def flags_of(features, encoder):
+    own = {
+        "multiple_sync": ["--multi-blocks-match", "[(1,2),(1,3)]"],
+        "repa": ["--repa-encoder", ENCODER, "--repa-weights", encoder],
+        "external": ["--targets", f"[(2, {str(features)!r}, 1.0)]", "--velocity-warmup", 5],
+    }
+    return lambda name: [*TINY, "--loss-type", name, *own.get(name, [])]
+
+
+def rows(results):
+    (log,) = results.glob("*/log.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_resumes_exactly_and_keeps_its_projectors_apart(tmp_path, flags_of, name):
+    flags = flags_of(name)
+    succeed("train", *flags, "--max-steps", 6, "--results-dir", tmp_path / "whole")
+    for stop in (3, 6):
+        words = ["--max-steps", stop, "--resume", "auto", "--results-dir", tmp_path / "parts"]
+        succeed("train", *flags, *words, "--telemetry-every", 2)
+    whole, parts = (checkpoint_of(tmp_path / folder, 6) for folder in ("whole", "parts"))
+    assert_same_state(whole, parts)
+    if name != "vanilla":
+        ratios = [row["telemetry"]["grad_ratio"] for row in rows(tmp_path / "parts")
+                  if "telemetry" in row]  # fmt: skip
+        assert len(ratios) == 3 and all(ratio > 0 for ratio in ratios)
+    (run,) = (tmp_path / "whole").iterdir()
+    few = ["--num-sampling-steps", 2, "--sampling-method", "euler", "--device", "cpu"]
+    succeed("sample", "--ckpt", run, *few, "--out", tmp_path / "grid.png")
+
+
+@pytest.mark.parametrize("name", ["repa", "external", "sra", "sra2"])
+def test_two_processes_average_the_projectors_gradients(tmp_path, flags_of, name):
+    """Else the ranks' projectors would drift apart, and rank 0's not be that of one process."""
+    for folder, processes in (("one", 1), ("two", 2)):
+        words = [*flags_of(name), "--max-steps", 4, "--results-dir", tmp_path / folder]
+        launched("train", *words, processes=processes)
+    one, two = (flat(checkpoint_of(tmp_path / folder, 4)) for folder in ("one", "two"))
+    for key, value in one.items():
+        if key.startswith(("/model/", "/regulariser/")):
+            torch.testing.assert_close(value, two[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sra", "external"])
+def test_sharded_methods_equal_replicated_ones(tmp_path, flags_of, name):
+    for folder, words in (("plain", []), ("shard", ["--shard"])):
+        flags = [*flags_of(name), "--max-steps", 4, "--results-dir", tmp_path / folder, *words]
+        launched("train", *flags, processes=2)
+    plain, shard = (flat(checkpoint_of(tmp_path / folder, 4)) for folder in ("plain", "shard"))
+    for key, value in plain.items():
+        if key.startswith(("/model/", "/regulariser/")):
+            torch.testing.assert_close(value, shard[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_compiled_methods_are_plain_ones(tmp_path, flags_of, name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    for compiled in ("on", "off"):
+        words = ["--max-steps", 3, "--compile", compiled, "--results-dir", tmp_path / compiled]
+        succeed("train", *flags_of(name), *words)
+    for one, other in zip(rows(tmp_path / "on"), rows(tmp_path / "off"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns(tmp_path, flags_of, name, precision):
+    words = ["--max-steps", 30, "--precision", precision, "--log-every", 10]
+    succeed("train", *flags_of(name), *words, "--results-dir", tmp_path)
+    velocity = [row["velocity"] for row in rows(tmp_path)]
+    assert velocity[-1] < 0.9 * velocity[0]
+
+
+def test_a_term_that_starts_late_is_absent_before(tmp_path, flags_of):
+    flags = [*flags_of("layer_sync"), "--max-steps", 4]
+    succeed("train", *flags, "--reg-start", 2, "--results-dir", tmp_path / "late")
+    assert [row["reg_weight"] for row in rows(tmp_path / "late")] == [0, 0, 0.2, 0.2]
+    succeed("train", *flags_of("vanilla"), "--max-steps", 2, "--results-dir", tmp_path / "plain")
+    late, plain = rows(tmp_path / "late")[:2], rows(tmp_path / "plain")
+    assert [row["velocity"] for row in late] == [row["velocity"] for row in plain]
+
+
+@pytest.mark.parametrize("teacher", ["own", "other_image", "random"])
+@pytest.mark.parametrize("similarity", ["cosine", "centred", "spatial", "smooth_l1", "relation"])
+def test_every_similarity_and_every_control_runs(tmp_path, flags_of, teacher, similarity):
+    words = ["--teacher", teacher, "--similarity", similarity, "--max-steps", 2]
+    succeed("train", *flags_of("layer_sync"), *words, "--results-dir", tmp_path)
+    assert all(np.isfinite(row["loss"]) for row in rows(tmp_path))
+
+
+def test_features_are_of_the_image_and_of_its_mirror_image(features, monkeypatch):
+    domain = domains.build("digits")
+    store = FeatureStore(str(features), domain)
+    classifier = classifiers.load(features.parent / "clf.pt")
+    batch = domain.train_set().__getitems__(domains.Draws.plain([7, 3, 7]))
+    plain = store.of(batch)
+    torch.testing.assert_close(plain, classifier(batch.raw).pool, rtol=1e-2, atol=1e-2)
+    flipped = store.of(batch._replace(flipped=torch.tensor([True, False, False])))
+    torch.testing.assert_close(
+        flipped[0], classifier(batch.raw[:1].flip(-1)).pool[0], rtol=1e-2, atol=1e-2
+    )
+    assert flipped[1:].equal(plain[1:])
+
+
+def test_features_of_other_images_are_refused(features, tmp_path):
+    card = json.loads((features / "features.json").read_text())
+    for change, words in [
+        ({"data_set": "0"}, "features of other images"),
+        ({"data_set": None, "count": 5}, "holds no features"),
+        ({"shape": [3]}, "holds no features"),
+        ({"format": "x"}, "holds no features"),
+    ]:
+        folder = tmp_path / "store"
+        folder.mkdir(exist_ok=True)
+        (folder / "features.npy").write_bytes((features / "features.npy").read_bytes())
+        (folder / "features.json").write_text(json.dumps(card | change))
+        with pytest.raises(InputError, match=words):
+            FeatureStore(str(folder), domains.build("digits"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--loss-type external", r"--targets '\[\]' names no features"),
+        ("--loss-type external --targets [(2,'gone',1.0)]", "gone holds no features"),
+        ("--loss-type repa --repa-encoder nothing", "timm .* has no such network"),
+        ("--loss-type repa --repa-weights gone.pth", "gone.pth: there is no such file"),
+        ("--loss-type repa --dataset_name synthetic --image-size 64", "holds latents"),
+        ("--loss-type sra --encoder-depth 3 --gt-encoder-depth 2", "deeper than the student"),
+        ("--loss-type sra --gt-encoder-depth 9", "block 9 does not exist"),
+        ("--loss-type dispersive --encoder-depth 9", "block 9 does not exist"),
+        ("--loss-type dispersive --disp-tau 0", "--disp-tau 0"),
+        ("--loss-type layer_sync --reg-schedule stop", "needs --reg-schedule-steps"),
+        ("--loss-type repa --similarity centred", "--similarity has no meaning for .* repa"),
+        ("--loss-type vanilla --encoder-depth 2", "--encoder-depth has no meaning for .* vanilla"),
+        ("--loss-type sra --sra-variant cos --sra-epoch-steps 3", "cos does not decay"),
+        ("--loss-type dispersive --global-batch-size 1", "a micro-batch needs 2 or more"),
+        ("--teacher other_image --grad-accum 12", "a micro-batch needs 2 or more"),
+    ],
+)
+def test_what_a_method_lacks_is_one_sentence(tmp_path, words, sentence):
+    import re
+
+    said = refused("train", *TINY, *words.split(), "--results-dir", tmp_path / "results")
+    assert re.search(sentence, said)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("preset", ["t1-b", "t5-xl", "digits"])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dispersive", {12: (3, 0.5), 28: (7, 0.5), 6: (1, 0.5)}),
+        ("sra", {12: (3, 0.2), 28: (8, 0.2), 6: (1, 0.2)}),
+        ("sra2", {12: (3, 1.0), 28: (8, 1.0), 6: (1, 1.0)}),
+    ],
+)
+def test_a_preset_of_the_paper_leaves_rivals_their_own_settings(preset, name, expected):
+    words = ["--preset", preset, "--loss-type", name, "--dry-run"]
+    if preset != "digits":
+        words += ["--dataset_name", "synthetic"]
+    lines = dict(line.split(maxsplit=1) for line in succeed("train", *words).out.splitlines())
+    depth = {"t1-b": 12, "t5-xl": 28, "digits": 6}[preset]
+    block, weight = expected[depth]
+    assert (int(lines["encoder_depth"]), float(lines["reg_weight"])) == (block, weight)
+
+
+def test_a_run_without_projectors_is_not_resumed_with_them(tmp_path, flags_of):
+    words = ["--results-dir", tmp_path, "--resume", "auto"]
+    succeed("train", *flags_of("vanilla"), *words, "--max-steps", 1)
+    said = refused("train", *flags_of("sra"), *words, "--max-steps", 2, "--resume-anyway")
+    assert "head.0.weight" in said
+
+
+def test_the_gradient_ratio_is_that_of_the_model(tmp_path, flags_of):
+    """The projectors have a gradient of one term alone."""
+    words = ["--max-steps", 1, "--telemetry-every", 1, "--results-dir", tmp_path]
+    succeed("train", *flags_of("sra2"), *words)
+    (row,) = [row for row in rows(tmp_path) if "telemetry" in row]
+    import train
+    from runtime.config import parse
+    from runtime.distributed import Ranks
+    from runtime.presets import PRESETS
+
+    config = parse(train.TrainConfig, PRESETS, [str(w) for w in [*flags_of("sra2"), *words]])
+    alone = Ranks(0, 1, torch.device("cpu"))
+    trainer = train.Trainer(*train.build(config, alone.device), alone)
+    draws = domains.order.GlobalBatches(1297, 12, seed=0, start=0, stop=2, rank=0, ranks=1)
+    trainer.step(iter([trainer.domain.train_set().__getitems__(next(iter(draws)))]))
+    ratio = trainer.telemetry()["grad_ratio"]
+    assert ratio == pytest.approx(row["telemetry"]["grad_ratio"], rel=1e-4)
+    assert not any(p.grad is not None for p in trainer.model.parameters())
