@@ -1,0 +1,38 @@
+"""When the term acts: switched on late, stopped early, decaying (open question 2 of the paper).
+
+python -m experiments.schedule --preset digits --seeds 0 1 2
+"""
+
+from functools import partial
+
+from runtime.entry import run
+
+from .rows import layer_sync, vanilla
+from .runs import Run
+from .sweep import Experiment, Setting, sweep
+
+STARTS, STOPS = (10, 30), (25, 50, 75)  # percent of the run
+DECAYS = ("linear", "cosine")  # to nothing at the run's end
+
+
+def runs(setting: Setting) -> list[Run]:
+    def steps(percent: int) -> int:
+        return max(1, setting.steps * percent // 100)
+
+    return [
+        vanilla(),
+        layer_sync(),
+        *(layer_sync(f"from-{percent}", reg_start=steps(percent)) for percent in STARTS),
+        *(
+            layer_sync(f"until-{one}", reg_schedule="stop", reg_schedule_steps=steps(one))
+            for one in STOPS
+        ),
+        *(layer_sync(one, reg_schedule=one, reg_schedule_steps=setting.steps) for one in DECAYS),
+    ]
+
+
+TABLE = Experiment("schedule", "When the term acts", ("t1-b",), runs)
+main = partial(sweep, TABLE)
+
+if __name__ == "__main__":
+    run(main)

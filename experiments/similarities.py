@@ -1,0 +1,25 @@
+"""What is compared: the similarities of LayerSync (open question 3 of the paper).
+
+python -m experiments.similarities --preset digits --seeds 0 1 2
+"""
+
+from functools import partial
+
+from runtime.entry import run
+
+from .rows import layer_sync, vanilla
+from .runs import Run
+from .sweep import Experiment, Setting, sweep
+
+SIMILARITIES = ("cosine", "centred", "spatial", "smooth_l1", "relation")
+
+
+def runs(setting: Setting) -> list[Run]:
+    return [vanilla(), *(layer_sync(name, similarity=name) for name in SIMILARITIES)]
+
+
+TABLE = Experiment("similarities", "Similarities", ("t1-b",), runs)
+main = partial(sweep, TABLE)
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,338 @@
+"""Sweeps: the runs of a table for every preset and seed, on local GPUs, a CPU, or Slurm.
+
+python -m experiments.table6 --preset digits --seeds 0 1 2
+"""
+
+import dataclasses
+import os
+import queue
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import tyro
+
+from layersync import default_pair
+from models import architecture
+from runtime import config as flags_of
+from runtime.checkpoint import run_label
+from runtime.config import TrainConfig
+from runtime.entry import asked_of_user, speaks
+from runtime.errors import InputError
+from runtime.presets import PRESETS
+
+from . import table
+from .runs import LAST_LINES, Failure, Planned, Run, Step, as_words, only_one, perform, typed
+
+
+@dataclass(frozen=True)
+class SweepFlags:
+    """Run what a table or figure of the paper needs; run it again to go on where it stopped.
+
+    What follows a lone -- are flags of train.py for every run: -- --data-path LATENTS --precision
+    bf16.
+    """
+
+    preset: tuple[str, ...] = ()  # rows of runtime/presets.py; none: the paper's own
+    seeds: tuple[int, ...] = (0,)  # every run is repeated for each
+    max_steps: int | None = None  # length of the runs; None: the preset's
+    results: Path = Path("results/experiments")  # runs lie in RESULTS/EXPERIMENT/NAME-seedK
+    samples: int | None = None  # images per run that are scored; None: 50,000, fewer of small data
+    per_proc_batch_size: int | None = None  # of sampling; None: 50, or more of small images
+    reference: str | None = None  # real images; None: ADM's file, or the small data set itself
+    jobs: int | None = None  # runs at the same time; None: as many as the GPUs allow, 1 on a CPU
+    gpus_per_run: int = 1  # train and sample under torchrun on so many
+    slurm: tuple[str, ...] = ()  # submit to Slurm with these of sbatch's: partition=gpu time=1440
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of every command
+    dry_run: bool = False  # print the commands and stop
+
+
+class Setting(NamedTuple):
+    """What a table may build its rows from: a preset, resolved."""
+
+    preset: str
+    dataset: str
+    data_path: str | None
+    results: Path
+    depth: int
+    steps: int
+    student: int
+    teacher: int
+
+
+class Scoring(NamedTuple):
+    """How samples of a data set are drawn and what they are compared with."""
+
+    samples: int
+    batch: int
+    time_points: int | None  # of the sampler; None: the protocol's
+    reference: str
+    extractor: str
+
+    def sample_words(self) -> list[str]:
+        words = ["--num-fid-samples", str(self.samples), "--per-proc-batch-size", str(self.batch)]
+        if self.time_points is None:
+            return words
+        return [*words, "--num-sampling-steps", str(self.time_points)]
+
+
+PAPER_SCORING = Scoring(50_000, 50, None, "VIRTUAL_imagenet256_labeled.npz", "inception")
+SMALL_SCORING = {  # --dataset_name -> its own; all others are scored as in the paper
+    "digits": Scoring(500, 100, 25, "digits", "classifier"),
+    "fashion-mnist": Scoring(10_000, 250, 25, "fashion-mnist", "classifier"),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure: its runs under a preset, and what is made of them."""
+
+    name: str  # of its folder
+    title: str  # what it shows, for the report
+    presets: tuple[str, ...]  # the paper's
+    runs: Callable[[Setting], Sequence[Run]]  # the first one is the baseline of the others
+    protocol: str = "paper-ode"  # of sample_ddp.py
+    # Ways of sampling every trained model: name -> more flags of sample_ddp.py.
+    samplings: Callable[[Setting], dict[str, tuple[str, ...]]] = lambda setting: {"samples": ()}
+    prepare: Callable[[Setting], list[Step]] | None = None  # what its runs need besides
+    finish: Callable[[list[Path], Path], None] | None = None  # of the run folders, into a folder
+
+
+def sweep(experiment: Experiment) -> None:
+    """The command of a table or figure: its flags in, its runs and their report out."""
+    argv = sys.argv[1:]
+    cut = argv.index("--") if "--" in argv else len(argv)
+    flags = tyro.cli(SweepFlags, args=argv[:cut], console_outputs=speaks())
+    check(flags)
+    folder = flags.results / experiment.name
+    chosen = flags.preset or experiment.presets
+    for name in chosen:
+        flags_of.known(name, PRESETS, "preset")
+    preparations: dict[Path, Step] = {}
+    runs: list[Planned] = []
+    for preset in chosen:
+        shared = shared_words(preset, flags, argv[cut + 1 :])
+        config = flags_of.parse(TrainConfig, PRESETS, shared)
+        scoring, prepared = scoring_of(config, flags)
+        preparations |= {step.output: step for step in prepared}
+        setting = setting_of(preset, config, flags.results)
+        prepared = experiment.prepare(setting) if experiment.prepare else []
+        preparations |= {step.output: step for step in prepared}
+        for index, row in enumerate(experiment.runs(setting)):
+            for seed in flags.seeds:
+                run = dataclasses.replace(row, seed=seed)
+                runs.append(
+                    planned(experiment, run, index, setting, config, scoring, flags, shared)
+                )
+    if flags.dry_run:
+        steps = [*preparations.values(), *(step for run in runs for step in run.steps)]
+        return print("\n".join(typed(step.words) for step in steps))
+    for run in runs:
+        run.check()
+    failures = prepare(list(preparations.values()), flags.results)
+    if not failures:
+        failures = (on_slurm if flags.slurm else locally)(runs, flags, folder)
+    finished = [run.folder for run in runs if run.finished]
+    if finished:
+        table.write(table.read(finished), folder, experiment.title)
+        if experiment.finish:
+            experiment.finish(finished, folder)
+        print(f"{len(finished)} of {len(runs)} runs are finished: {folder / 'index.html'}")
+    for failure in failures:
+        lines = "\n".join(f"    {line}" for line in failure.last_lines)
+        print(f"error: {failure.what} ({failure.log}):\n{lines}", file=sys.stderr)
+    if failures:
+        sys.exit(1)
+
+
+def check(flags: SweepFlags) -> None:
+    for name in ("max_steps", "samples", "per_proc_batch_size", "jobs", "gpus_per_run"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+    if not flags.seeds or len(set(flags.seeds)) < len(flags.seeds):
+        raise InputError("--seeds takes one number or more, each once")
+    for word in flags.slurm:
+        if "=" not in word:
+            raise InputError(f"--slurm {word}: write NAME=VALUE as sbatch has it, partition=gpu")
+
+
+def shared_words(preset: str, flags: SweepFlags, more: list[str]) -> list[str]:
+    """The flags of train.py that all runs of a preset share."""
+    length = [] if flags.max_steps is None else ["--max-steps", str(flags.max_steps)]
+    return ["--preset", preset, *more, *length, *device_words(flags)]
+
+
+def device_words(flags: SweepFlags) -> list[str]:
+    return [] if flags.device == "auto" else ["--device", flags.device]
+
+
+def setting_of(preset: str, config: TrainConfig, results: Path) -> Setting:
+    with asked_of_user():
+        depth = architecture(config.model, depth=config.depth)["depth"]
+        student, teacher = default_pair(depth)
+    return Setting(
+        preset, config.dataset_name, config.data_path, results, depth, config.max_steps,
+        config.encoder_depth or student, config.gt_encoder_depth or teacher,
+    )  # fmt: skip
+
+
+def scoring_of(config: TrainConfig, flags: SweepFlags) -> tuple[Scoring, list[Step]]:
+    """How this data set is scored, and what has to be made once before.
+
+    Raises:
+        InputError: the reference is a file that is not there, said before days of training.
+    """
+    scoring = SMALL_SCORING.get(config.dataset_name, PAPER_SCORING)
+    scoring = scoring._replace(
+        samples=flags.samples or scoring.samples,
+        batch=flags.per_proc_batch_size or scoring.batch,
+        reference=flags.reference or scoring.reference,
+    )
+    is_file = scoring.reference.endswith(".npz")
+    if is_file and not flags.dry_run and not Path(scoring.reference).is_file():
+        raise InputError(f"--reference {scoring.reference}: there is no such file")
+    if scoring.extractor != "classifier":
+        return scoring, []
+    # Scores are comparable only under one classifier, so all sweeps of a results folder share it.
+    file = classifier_file(flags.results, config.dataset_name)
+    words = ["-m", "evaluations.images", "train-classifier"]
+    words += ["--dataset_name", config.dataset_name, "--out", str(file), *data_words(config)]
+    step = Step(f"classifier-{config.dataset_name}", words, file)
+    return scoring._replace(extractor=f"classifier:{file}"), [step]
+
+
+def classifier_file(results: Path, dataset: str) -> Path:
+    return results / f"classifier-{dataset}.pt"
+
+
+def data_words(config: TrainConfig) -> list[str]:
+    return [] if config.data_path is None else ["--data-path", config.data_path]
+
+
+def planned(
+    experiment: Experiment, run: Run, index: int, setting: Setting, config: TrainConfig,
+    scoring: Scoring, flags: SweepFlags, shared: list[str],
+) -> Planned:  # fmt: skip
+    """A run's folder, commands and record.
+
+    Args:
+        index: the row of the table.
+        shared: the flags of train.py that all runs of the preset have.
+    """
+    name = f"{setting.preset}-{run.name}"
+    label = f"{name}-seed{run.seed}"
+    folder = flags.results / experiment.name / label
+    trained = folder / f"000-{run_label(config.model, label)}" / "checkpoints"
+    ckpt = trained / f"{config.max_steps:07d}.pt"
+    train = ["train.py", *shared, *as_words(run.flags)]
+    train += ["--global-seed", str(run.seed), "--results-dir", str(folder)]
+    train += ["--wandb-run-name", label, "--resume", "auto"]
+    held_out = folder / "heldout.json"
+    heldout = ["-m", "experiments.heldout", str(ckpt), "--out", str(held_out)]
+    common = [*data_words(config), *device_words(flags)]
+    steps = [
+        Step("train", train, ckpt, parallel=True),
+        Step("heldout", [*heldout, *common], held_out),
+    ]
+    for way, own in experiment.samplings(setting).items():
+        sample = ["sample_ddp.py", "--protocol", experiment.protocol, "--ckpt", str(ckpt), *own]
+        sample += [*scoring.sample_words(), "--global-seed", str(run.seed)]
+        sample += ["--sample-dir", str(folder), "--name", way]
+        score = ["-m", "evaluations.images", scoring.reference, str(folder / f"{way}.npz")]
+        score += ["--extractor", scoring.extractor]
+        steps += [
+            Step(way, [*sample, *common], folder / f"{way}.json", parallel=True),
+            Step(f"{way}.score", [*score, *common], folder / f"{way}.score.json"),
+        ]
+    record = {
+        "experiment": experiment.name, "reproduces": experiment.title, "preset": setting.preset,
+        "name": name, "index": index, "seed": run.seed, "flags": run.flags,
+        "max_steps": config.max_steps, "paper": run.paper,
+        "pair": [setting.student, setting.teacher],
+        "commands": [typed(step.words) for step in steps],
+    }  # fmt: skip
+    return Planned(folder, tuple(steps), record)
+
+
+def prepare(steps: list[Step], results: Path) -> list[Failure]:
+    """Make what all runs need, one step after the other."""
+    if all(step.output.exists() for step in steps):
+        return []
+    results.mkdir(parents=True, exist_ok=True)
+    with only_one(results / "lock") as lock:
+        done = [perform(step, results, lock, ()) for step in steps]
+    return [failure for failure in done if failure]
+
+
+def locally(runs: list[Planned], flags: SweepFlags, folder: Path) -> list[Failure]:
+    """Run on this machine: one run per GPU, or per --gpus-per-run of them; one on a CPU."""
+    places: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+    groups = gpu_groups(flags)
+    jobs = flags.jobs or len(groups)
+    for number in range(jobs):
+        places.put(groups[number % len(groups)])
+
+    def execute(run: Planned) -> Failure | None:
+        place = places.get()
+        try:
+            return run.execute(place)
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            return [failure for failure in pool.map(execute, runs) if failure]
+        except BaseException:  # Ctrl-C ends the commands that run; no other may start
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def gpu_groups(flags: SweepFlags) -> list[list[str]]:
+    """The GPUs of each place where a run can be; a CPU is one place without any.
+
+    Raises:
+        InputError: a run wants more GPUs than there are.
+    """
+    count = 0 if flags.device == "cpu" else torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    size = flags.gpus_per_run
+    if size > max(count, 1):
+        raise InputError(f"--gpus-per-run {size}, but there are {count} GPUs here")
+    return [visible[first : first + size] for first in range(0, count - size + 1, size)] or [[]]
+
+
+def on_slurm(runs: list[Planned], flags: SweepFlags, folder: Path) -> list[Failure]:
+    """One job per run that is not finished; waits for all of them."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise InputError("--slurm needs submitit: pip install 'layersync[slurm]'") from error
+    options = dict(word.split("=", 1) for word in flags.slurm)
+    gpus = [str(number) for number in range(flags.gpus_per_run)] if flags.gpus_per_run > 1 else []
+    try:
+        executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
+        executor.update_parameters(
+            name=folder.name, **{f"slurm_{name}": value for name, value in options.items()}
+        )
+    except (RuntimeError, ValueError, NameError) as error:
+        sentence = str(error).split("\n")[0]
+        raise InputError(f"--slurm {' '.join(flags.slurm)}: {sentence}") from error
+    left = [run for run in runs if not run.finished]
+    with executor.batch():
+        jobs = [executor.submit(run.execute, gpus) for run in left]
+    print(f"{len(jobs)} jobs: {', '.join(job.job_id for job in jobs)}", flush=True)
+    return [failure for run, job in zip(left, jobs, strict=True) if (failure := ended(run, job))]
+
+
+def ended(run: Planned, job: Any) -> Failure | None:
+    """What a job of submitit came to: the run's own failure, or that of the job."""
+    error = job.exception()
+    if error is None:
+        return job.result()
+    lines = str(error).splitlines()[-LAST_LINES:]
+    return Failure(f"{run.folder}: Slurm job {job.job_id} failed", job.paths.stderr, lines)

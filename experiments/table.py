@@ -1,0 +1,261 @@
+"""Runs as a markdown table, as curves, and as one self-contained HTML page.
+
+python -m experiments.table results/experiments/table6 --out report
+"""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from evaluations.images.report import NAMES, read_json
+from evaluations.metrics import mean_interval
+from runtime import checkpoint
+from runtime.entry import run, speaks
+from runtime.errors import InputError
+from runtime.files import atomic_write
+
+HELD_OUT = "held-out loss"
+# What a log line has besides losses and scores: it depends on the machine, not on the method.
+OF_THE_MACHINE = {"images_per_second", "mfu", "data_wait", "seconds_left", "skipped"}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A table of runs: mean, standard deviation and n over seeds, the paper's number beside."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = tyro.MISSING  # runs, or folders of runs
+    out: Path = Path("report")  # the folder for table.md, curves.png and index.html
+    title: str = "Runs"  # of the page
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run as its folder tells it; parts that are not there yet are empty."""
+
+    record: dict[str, Any]  # run.json
+    scores: dict[str, float]
+    log: list[dict[str, float]]
+    picture: Path | None  # its samples
+
+    @property
+    def group(self) -> tuple[str, str]:
+        return self.record["experiment"], self.record["name"]
+
+
+def main() -> None:
+    flags = tyro.cli(Flags, console_outputs=speaks())
+    folders = [folder for asked in flags.runs for folder in run_folders(asked)]
+    if not folders:
+        raise InputError("RUNS are missing: name the folders of runs, or one that holds them")
+    print(write(read(folders), flags.out, flags.title), end="")
+
+
+def run_folders(asked: Path) -> list[Path]:
+    """A run's folder, or the runs in a folder."""
+    found = (
+        [asked] if (asked / "run.json").exists() else [p.parent for p in asked.glob("*/run.json")]
+    )
+    if not found:
+        raise InputError(f"{asked} holds no run of a sweep: there is no run.json")
+    return found
+
+
+def read(folders: Sequence[Path]) -> list[Result]:
+    """The runs in the order of their tables, whatever the order of the folders."""
+    results = [read_run(folder) for folder in dict.fromkeys(folders)]
+    keys = ("experiment", "preset", "index", "seed")
+    return sorted(results, key=lambda result: tuple(result.record[key] for key in keys))
+
+
+def read_run(folder: Path) -> Result:
+    """
+    Raises:
+        InputError: a file in it is not what a sweep writes there.
+    """
+    record = read_json(folder / "run.json")
+    missing = {"experiment", "preset", "name", "index", "seed", "commands", "paper"} - record.keys()
+    if missing:
+        raise InputError(f"{folder / 'run.json'} is no record of a sweep: it has no {min(missing)}")
+    scores: dict[str, float] = {}
+    if (folder / "heldout.json").exists():
+        content = read_json(folder / "heldout.json")
+        label = HELD_OUT if content["held_out"] else "loss on training images"
+        (entry,) = content["checkpoints"]
+        scores |= {f"{label}, {w}": entry[w]["mean"] for w in ("ema", "model") if w in entry}
+    found = sorted(folder.glob("*.score.json"))
+    for path in found:
+        way = "" if len(found) == 1 else f", {path.name.removesuffix('.score.json')}"
+        for name, value in read_json(path)["scores"].items():
+            scores[NAMES.get(name, name) + way] = value
+    logs = [trained / "log.jsonl" for trained in checkpoint.runs(folder)[-1:]]
+    picture = next(iter(sorted(folder.glob("*.score.png"))), None)
+    return Result(record, scores, [row for path in logs for row in log_rows(path)], picture)
+
+
+def log_rows(path: Path) -> list[dict[str, float]]:
+    """The lines of a log; one that a killed process left unfinished is not there yet."""
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [flattened(json.loads(line)) for line in whole.splitlines()]
+
+
+def flattened(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a row, those of its parts under "part/name"."""
+    found = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            found |= flattened(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            found[prefix + name] = value
+    return found
+
+
+def groups_of(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Runs that differ in their seed alone."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    return groups
+
+
+def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """The table's head and rows as text."""
+    names = list(dict.fromkeys(name for result in results for name in result.scores))
+    paired = f"{HELD_OUT}, ema"
+    head = ["run", "steps", "seeds", *names, f"{paired}, minus the first row's", "paper"]
+    rows, baselines = [], {}
+    for (experiment, name), runs in groups_of(results).items():
+        baseline = baselines.setdefault((experiment, runs[0].record["preset"]), runs)
+        paper = runs[0].record["paper"]
+        rows.append(
+            [
+                name,
+                ", ".join(dict.fromkeys(str(run.record["max_steps"]) for run in runs)),
+                ", ".join(str(run.record["seed"]) for run in runs),
+                *(spread([run.scores[one] for run in runs if one in run.scores]) for one in names),
+                "-" if runs is baseline else difference(runs, baseline, paired),
+                ", ".join(f"{NAMES.get(key, key)} {value:g}" for key, value in paper.items())
+                or "-",
+            ]
+        )
+    return head, rows
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, standard deviation over seeds (divisor n - 1) and n."""
+    if not values:
+        return "-"
+    found = mean_interval(values)
+    deviation = "" if found.std is None else f" ± {found.std:.2g}"
+    return f"{found.mean:.4g}{deviation} (n={found.n})"
+
+
+def difference(runs: Sequence[Result], baseline: Sequence[Result], name: str) -> str:
+    """How much a score differs from the baseline's, paired by seed, with its 95 % interval."""
+    before = {run.record["seed"]: run.scores.get(name) for run in baseline}
+    pairs = [(run.scores.get(name), before.get(run.record["seed"])) for run in runs]
+    values = [after - first for after, first in pairs if None not in (after, first)]
+    if not values:
+        return "-"
+    found = mean_interval(values)
+    if found.low is None:
+        return f"{found.mean:+.2g} (n=1)"
+    return f"{found.mean:+.2g} ({found.low:+.2g} to {found.high:+.2g}, n={found.n})"
+
+
+def write(results: Sequence[Result], out: Path, title: str) -> str:
+    """table.md, curves.png and index.html; the same bytes for the same runs.
+
+    Returns:
+        The table in markdown.
+    """
+    head, rows = cells(results)
+    lines = [head, ["---"] * len(head), *rows]
+    markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    with atomic_write(out / "table.md") as file:
+        file.write(markdown.encode())
+    draw_curves(results, out / "curves.png")
+    with atomic_write(out / "index.html") as file:
+        file.write(page(results, head, rows, out / "curves.png", title).encode())
+    return markdown
+
+
+def draw_curves(results: Sequence[Result], path: Path) -> None:
+    """Whatever the logs hold over the steps; a color per row of the table, a line per seed."""
+    keys = dict.fromkeys(key for result in results for row in result.log for key in row)
+    names = [key for key in keys if key not in OF_THE_MACHINE | {"step"}]
+    columns = min(3, max(1, len(names)))
+    height = max(1, -(-len(names) // columns))
+    figure, axes = figure_of(height, columns)
+    colors = {group: f"C{number}" for number, group in enumerate(groups_of(results))}
+    for name, axis in zip(names, axes.flat, strict=False):
+        for result in results:
+            points = [(row["step"], row[name]) for row in result.log if name in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colors[result.group], linewidth=1)
+        axis.set_title(name)
+        axis.set_xlabel("step")
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    handles = [axes.flat[0].plot([], [], color=color)[0] for color in colors.values()]
+    figure.legend(handles, [name for _, name in colors], loc="outside lower center", ncols=columns)
+    save(figure, path)
+
+
+def figure_of(rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure and its axes (rows, columns); drawn without a display."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * columns, 3.2 * rows + 0.8), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save(figure: Any, path: Path) -> None:
+    with atomic_write(path) as file:
+        # Without the version of matplotlib, which would make equal pictures unequal files.
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+
+
+def page(
+    results: Sequence[Result], head: list[str], rows: list[list[str]], curves: Path, title: str
+) -> str:
+    """Everything in one file, pictures included: it can be mailed, and nothing is fetched."""
+
+    def table_row(tag: str, line: list[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>\n"
+
+    parts = [
+        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n',
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n",
+        f"<h1>{html.escape(title)}</h1>\n<table>\n{table_row('th', head)}",
+        *(table_row("td", row) for row in rows),
+        f"</table>\n<h2>Curves</h2>\n{inlined(curves)}<h2>Samples and commands</h2>\n",
+    ]
+    for result in results:
+        record = result.record
+        commands = html.escape("\n".join(record["commands"]))
+        parts.append(f"<h3>{html.escape(record['name'])}, seed {record['seed']}</h3>\n")
+        if result.picture:
+            parts.append(f"<p>Left real images, right samples.</p>\n{inlined(result.picture)}")
+        parts.append(f"<pre>{commands}</pre>\n")
+    return "".join([*parts, "</html>\n"])
+
+
+STYLE = (
+    "body{font:15px sans-serif;margin:2em}td,th{padding:.2em .7em;text-align:left}"
+    "th{border-bottom:1px solid}img{max-width:100%}pre{white-space:pre-wrap}"
+)
+
+
+def inlined(picture: Path) -> str:
+    content = base64.b64encode(picture.read_bytes()).decode()
+    return f'<img alt="{html.escape(picture.stem)}" src="data:image/png;base64,{content}">\n'
+
+
+if __name__ == "__main__":
+    run(main)

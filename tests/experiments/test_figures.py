@@ -1,0 +1,26 @@
+"""Figures that are made of finished runs."""
+
+import pytest
+from PIL import Image
+
+from experiments import distances
+from tests.commands import call
+from tests.experiments.conftest import SHORT, TINY
+
+
+@pytest.mark.parametrize("name, picture", [("figure2", "progress"), ("distances", "distances")])
+def test_the_figure_is_drawn(name, picture, results, here):
+    call(f"experiments.{name}", *SHORT, "--results", results, *TINY)
+    with Image.open(results / name / f"{picture}.png") as image:
+        assert min(image.size) > 100
+
+
+def test_figure_2_keeps_a_checkpoint_for_every_column(results, here):
+    call("experiments.figure2", *SHORT, "--max-steps", 8, "--results", results, *TINY)
+    folder = results / "figure2/digits-vanilla-seed0"
+    assert len(list(folder.glob("*/checkpoints/*.pt"))) == 8
+
+
+def test_the_distance_of_a_row():
+    assert distances.distance({"encoder_depth": 2, "gt_encoder_depth": 7}) == 5
+    assert distances.distance({"loss_type": "vanilla"}) == 0

@@ -1,0 +1,215 @@
+"""A sweep does what is left to do, once; whatever was killed or failed."""
+
+import dataclasses
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib import import_module
+
+import pytest
+import tyro
+
+from evaluations.images import __main__ as images
+from experiments import heldout, runs
+from experiments.sweep import Experiment
+from methods import features
+from runtime import config
+from runtime.presets import PRESETS
+from tests.commands import ROOT, call, refused, succeed
+from tests.experiments import small
+from tests.experiments.conftest import SHORT, TINY
+from transport import PROTOCOLS
+
+SCRIPTS = {
+    path.stem: import_module(f"experiments.{path.stem}")
+    for path in sorted((ROOT / "experiments").glob("*.py"))
+    if "main = partial(sweep" in path.read_text()
+}
+
+
+def run_small(results, *arguments):
+    return call("tests.experiments.small", *SHORT, "--results", results, *arguments, *TINY)
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_not_touched_again(results, here):
+    assert run_small(results).code == 0
+    first, table = files_of(results / "small"), (results / "small/table.md").read_bytes()
+    assert len(here) == 8
+    assert run_small(results).code == 0
+    assert len(here) == 8, "a command ran again"
+    after = files_of(results / "small")
+    reports = {results / "small" / name for name in ("table.md", "curves.png", "index.html")}
+    assert first.keys() == after.keys()
+    assert {path for path in first if first[path] != after[path]} <= reports
+    assert (results / "small/table.md").read_bytes() == table
+    # The page holds everything: no address, no file beside it, no script.
+    page = (results / "small/index.html").read_text()
+    assert not re.search(r"https?:|<script|<link|@import|url\(", page)
+    assert set(re.findall(r'(?:src|href)="([^"]{0,22})', page)) == {"data:image/png;base64,"}
+    assert page.count("<img") == 3 and page.count("python train.py") == 2
+    record = json.loads((results / "small/digits-vanilla-seed0/run.json").read_text())
+    assert record["flags"] == {"loss_type": "vanilla"} and len(record["commands"]) == 4
+    # One output less: only its own step is done again.
+    (results / "small/digits-vanilla-seed0/heldout.json").unlink()
+    assert run_small(results).code == 0
+    assert [words[1] for words in here[8:]] == ["experiments.heldout"]
+    # Begun runs are not mixed with other flags.
+    said = run_small(results, "--max-steps", 8)
+    assert said.code == 2 and "was begun with" in said.err and said.err.count("\n") == 1
+
+
+def test_killed_and_run_again_it_gives_the_same_table(results, here, tmp_path):
+    """The undisturbed sweep runs in this process; the other one starts from an empty folder, in
+    processes of its own, and all of them are killed at some moment."""
+    assert run_small(results).code == 0
+    undisturbed, real = results / "small", tmp_path / "killed"
+    words = [sys.executable, "-m", "tests.experiments.small", *SHORT, "--results", real]
+    words = [str(word) for word in [*words, *TINY]]
+    moment = random.uniform(3, 25)
+    with pytest.raises(subprocess.TimeoutExpired):
+        launched(words, timeout=moment)
+    done = launched(words, timeout=250)
+    assert done == 0, f"after being killed at {moment:.1f} s"
+    for name in ("table.md", "curves.png"):
+        same = (real / "small" / name).read_bytes() == (undisturbed / name).read_bytes()
+        assert same, f"{name} differs after being killed at {moment:.1f} s"
+
+
+def launched(words, *, timeout):
+    """Exit code of a process group, killed as a whole when the time is over."""
+    with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as process:
+        try:
+            return process.wait(timeout)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_failing_run_does_not_stop_the_others(results, here, monkeypatch):
+    broken = runs.Run("broken", {"loss_type": "layer_sync", "encoder_depth": 7})
+
+    def with_broken(setting):
+        return [broken, *small.runs(setting)]
+
+    failing = dataclasses.replace(small.SMALL, runs=with_broken)
+    monkeypatch.setattr(small, "main", small.partial(small.sweep, failing))
+    done = run_small(results)
+    assert done.code == 1 and "2 of 3 runs are finished" in done.out
+    assert "digits-broken-seed0: train ended with exit code 2" in done.err
+    assert "pair 7:2 does not fit this model of 2 blocks" in done.err
+    assert (results / "small/digits-layer_sync-seed0/samples.score.json").exists()
+    # A mistyped flag can be put right: the run had not begun.
+    broken.flags["encoder_depth"] = 1
+    assert run_small(results).code == 0
+
+
+def test_a_successor_waits_for_what_a_killed_sweep_left_alive(tmp_path, here, capsys):
+    plan = runs.Planned(tmp_path, (), {"commands": []})
+    with runs.only_one(tmp_path / "lock"):
+        other = threading.Thread(target=plan.execute)
+        other.start()
+        time.sleep(0.3)
+        assert other.is_alive() and not plan.path.exists()
+    other.join(10)
+    assert plan.path.exists() and "waiting for it" in capsys.readouterr().out
+
+
+def test_training_without_a_checkpoint_starts_again_under_its_number(tmp_path):
+    for number, name in enumerate(("begun", "stillborn")):
+        (tmp_path / f"{number:03d}-SiT-{name}" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "000-SiT-begun/checkpoints/0000004.pt").touch()
+    runs.discard_stillborn(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["000-SiT-begun"]
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--preset", "t7"], "unknown preset 't7'"),
+        (["--preset", "digits", "--max-steps", 0], "--max-steps 0: give 1 or more"),
+        (["--preset", "digits", "--seeds", 1, 1], "--seeds takes one number or more"),
+        (["--preset", "digits", "--slurm", "gpu"], "--slurm gpu: write NAME=VALUE"),
+        (["--preset", "t6"], "--reference VIRTUAL_imagenet256_labeled.npz: there is no such file"),
+        (["--preset", "digits", "--gpus-per-run", 99], "--gpus-per-run 99, but there are"),
+    ],
+)
+def test_bad_flags_are_one_sentence(results, flags, sentence):
+    assert sentence in refused("experiments.table6", *flags, "--results", results)
+
+
+def test_slurm_without_submitit_is_one_sentence(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    said = refused("tests.experiments.small", "--slurm", "partition=gpu", "--results", results)
+    assert "--slurm needs submitit" in said
+
+
+def test_runs_are_dealt_out_to_gpus(monkeypatch):
+    from experiments import sweep
+
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    flags = sweep.SweepFlags()
+    assert sweep.gpu_groups(flags) == [["0"], ["1"], ["2"], ["3"]]
+    pairs = dataclasses.replace(flags, gpus_per_run=2)
+    assert sweep.gpu_groups(pairs) == [["0", "1"], ["2", "3"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,2,0")
+    assert sweep.gpu_groups(pairs) == [["3", "1"], ["2", "0"]]
+    assert sweep.gpu_groups(dataclasses.replace(flags, device="cpu")) == [[]]
+    step = runs.Step("train", ["train.py", "--lr", "1"], ROOT, parallel=True)
+    assert "--nproc_per_node=2" in runs.executable(step, 2)
+    assert runs.executable(step, 1) == [sys.executable, str(ROOT / "train.py"), "--lr", "1"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_command_of_every_script_has_flags_that_exist(name, results, monkeypatch):
+    (experiment,) = [e for e in vars(SCRIPTS[name]).values() if isinstance(e, Experiment)]
+    presets = [experiment.presets[0], "digits"]
+    said = succeed(f"experiments.{name}", "--preset", *presets, "--results", results, "--dry-run")
+    assert not (results / experiment.name).exists()
+    commands = [shlex.split(line) for line in said.out.splitlines()]
+    lengths = set()
+    for words in without_seeds_and_paths(commands):
+        monkeypatch.setattr(sys, "argv", ["", *words[1:]])
+        lengths.add(PARSERS[words[0]](words[1:]))
+    assert {PRESETS[preset]["max_steps"] for preset in presets} <= lengths
+
+
+def without_seeds_and_paths(commands):
+    """The commands that differ in more than where they write; parsing takes a while."""
+    seen = {}
+    for words in commands:
+        words = words[2:] if words[1] == "-m" else words[1:]
+        seen.setdefault(tuple(w for w in words if "seed0" not in w), words)
+    return seen.values()
+
+
+def parse_train(words):
+    return config.parse(config.TrainConfig, PRESETS, list(words)).max_steps
+
+
+def parse_evaluation(words):
+    if words[0] == "train-classifier":
+        return tyro.cli(images.ClassifierFlags, args=words[1:]).dataset_name
+    return tyro.cli(images.ScoreFlags, args=words).extractor
+
+
+PARSERS = {
+    "train.py": parse_train,
+    "sample_ddp.py": lambda words: (
+        config.parse_sampling(config.NpzODE, config.NpzSDE, PROTOCOLS).name
+    ),
+    "evaluations.images": parse_evaluation,
+    "methods.features": lambda words: tyro.cli(features.Flags, args=words).extractor,
+    "experiments.heldout": lambda words: tyro.cli(heldout.Flags, args=words).seed,
+}
