@@ -301,7 +301,7 @@ def parse(
     if (peek("--loss-type", argv) or peek("--loss_type", argv) or "layer_sync") not in SYNCED:
         # A preset's pair and weight are LayerSync's; the others have their authors' own.
         row = {key: value for key, value in row.items() if key not in PAIR_AND_WEIGHT}
-    default = config(**row, preset=name)
+    default = config(**row, preset=name) if name else config()
     return checked(tyro.cli(config, args=argv, default=default, console_outputs=speaks()))
 
 

@@ -105,7 +105,8 @@ def test_noise_times_drops_and_data_do_not_depend_on_the_number_of_ranks():
     config = TrainConfig(global_batch_size=12)
 
     def draws_of(step):
-        return train.draws_of_step(config, (1, 8, 8), step, torch.device("cpu"), posterior=True)
+        asked = dict(posterior=True, teacher=True)
+        return train.draws_of_step(config, (1, 8, 8), step, torch.device("cpu"), **asked)
 
     draws, again, other = draws_of(7), draws_of(7), draws_of(8)
     assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))
