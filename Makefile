@@ -1,11 +1,12 @@
-# make demo: train, sample and score on handwritten digits. make test: the test suite.
+# make demo: train, sample and score on handwritten digits. make test: the test suite;
+# make test-all: with the slow ones.
 # Both make .venv and install into it first, if that has not been done.
 
 PYTHON ?= python3
 RUN := .venv/bin/python
 DEMO := results/demo
 
-.PHONY: demo test clean
+.PHONY: demo test test-all clean
 
 demo: .venv/installed
 	$(RUN) train.py --preset digits --results-dir $(DEMO) --resume auto
@@ -18,6 +19,9 @@ test: .venv/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest
+
+test-all: .venv/installed
+	$(RUN) -m pytest -m ""
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

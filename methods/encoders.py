@@ -33,7 +33,8 @@ class EncoderTargets:
         if isinstance(domain, LatentDomain):
             raise InputError(
                 f"--loss-type repa sees images, but {domain.source.called} holds latents: train on "
-                "images, or store features with methods.features and use --loss-type external"
+                "images, or store the encoder's tokens with methods.features --encoder and use "
+                "--loss-type external"
             )
         self.network = opened(name, weights, grid)
         patch = self.network.patch_embed.patch_size

@@ -5,27 +5,32 @@ python -m methods.features digits --extractor classifier:clf.pt --out features/d
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import domains
 from domains import Batch, Domain
-from domains.codecs import PIXELS
+from domains.codecs import PIXELS, fingerprint
 from domains.images import ImageDomain
 from domains.latents import LatentDomain
 from domains.store import MomentStore
 from evaluations.extractors import open_extractor
 from runtime import distributed
+from runtime.config import checked
 from runtime.entry import run, speaks
 from runtime.errors import InputError, LocalError
 from runtime.files import atomic_write
+
+from .encoders import EncoderTargets
 
 FORMAT = "layersync features 1"
 CARD, VALUES = "features.json", "features.npy"
@@ -118,25 +123,39 @@ def fingerprint_of(domain: Domain) -> str | None:
 
 @dataclass(frozen=True)
 class Flags:
-    """Store what an extractor sees in every image of a data set, and in its mirror image.
+    """Store what a network sees in every image of a data set, and in its mirror image.
+
+    A vector per image by --extractor, or tokens by --encoder, REPA's targets: they make --loss-type
+    external of REPA, on stored latents too.
 
     python -m methods.features digits --extractor classifier:clf.pt --out features/digits
+    python -m methods.features imagenet-1k --encoder vit_base_patch14_dinov2.lvd142m --out dino
     """
 
     data: tyro.conf.Positional[str]  # a --dataset_name
     out: Path  # the folder to write
-    extractor: str = "classifier:clf.pt"  # classifier:FILE, timm:MODEL or inception
-    extractor_weights: Path | None = None  # its file; None: where it is looked for by itself
+    extractor: str | None = None  # classifier:FILE, timm:MODEL or inception: pooled features
+    encoder: str | None = None  # a vision transformer of timm: its patch tokens
+    grid: int = 16  # tokens along a side, as many as the model's
+    weights: Path | None = None  # their file; None: where each looks by itself
     data_path: str | None = None  # folder of the data, where it is local
     image_size: int | None = None  # pixels; None: the data set's
     num_classes: int | None = None  # None: the data set's
     cache_dir: str = "./cache/"  # downloads of data sets
     batch_size: int = 64  # images at a time
+    num_workers: int = 4  # processes that decode
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
 
 
+class Seer(NamedTuple):
+    """Who looks at the images."""
+
+    made_by: str
+    look: Callable[[Batch], Tensor]  # features (B, Z) or (B, N, Z)
+
+
 def main() -> None:
-    flags = tyro.cli(Flags, console_outputs=speaks())
+    flags = checked(tyro.cli(Flags, console_outputs=speaks()))
     ranks = distributed.start(flags.device)
     if ranks.size > 1:
         raise InputError("methods.features runs as one process: start it without torchrun")
@@ -144,26 +163,65 @@ def main() -> None:
         flags.data, data_path=flags.data_path, image_size=flags.image_size,
         num_classes=flags.num_classes, vae=PIXELS, cache_dir=flags.cache_dir,
     )  # fmt: skip
-    extractor = open_extractor(flags.extractor, ranks.device, weights=flags.extractor_weights)
+    seer = seer_of(flags, domain, ranks.device)
     images = domain.train_set(augment=False)
-    parts: list[np.ndarray] = []
-    for first in tqdm(range(0, len(images), flags.batch_size), unit="batch"):
-        numbers = range(first, min(first + flags.batch_size, len(images)))
-        raw = images.__getitems__(domains.Draws.plain(numbers)).checked().raw.to(ranks.device)
-        both = [extractor(one).pool for one in (raw, raw.flip(-1))]
-        parts.append(torch.stack(both, dim=1).half().cpu().numpy())
-    values = np.concatenate(parts)
-    if not np.isfinite(values).all():
-        raise LocalError(f"{extractor.name} gives features that are not finite in float16")
-    card = Card(
-        count=len(values), flips=2, shape=values.shape[2:], data_set=fingerprint_of(domain),
-        made_by=f"{extractor.name} {extractor.fingerprint}",
-    )  # fmt: skip
     with atomic_write(flags.out / VALUES) as file:
-        np.save(file, values)
+        shape = write_values(file, seer, images, flags, ranks.device)
+    card = Card(
+        count=len(images), flips=2, shape=shape, data_set=fingerprint_of(domain),
+        made_by=seer.made_by,
+    )  # fmt: skip
     with atomic_write(flags.out / CARD) as file:  # last: a folder with a card is complete
         file.write(json.dumps(dataclasses.asdict(card), indent=1).encode())
-    print(f"{flags.out}: {card.count} images, {card.kind} of {card.shape} by {extractor.name}")
+    print(f"{flags.out}: {card.count} images, {card.kind} of {card.shape} by {card.made_by}")
+
+
+def seer_of(flags: Flags, domain: Domain, device: torch.device) -> Seer:
+    """
+    Raises:
+        InputError: not exactly one of --extractor and --encoder, or no weights.
+    """
+    if (flags.extractor is None) == (flags.encoder is None):
+        raise InputError("give --extractor for vectors or --encoder for tokens, one of them")
+    if flags.extractor:
+        extractor = open_extractor(flags.extractor, device, weights=flags.weights)
+        made_by = f"{extractor.name} {extractor.fingerprint}"
+        return Seer(made_by, lambda batch: extractor(batch.raw).pool)
+    weights = None if flags.weights is None else str(flags.weights)
+    encoder = EncoderTargets(flags.encoder, weights, (flags.grid, flags.grid), domain).to(device)
+    made_by = f"{flags.encoder} {fingerprint(encoder.network.state_dict())}"
+    return Seer(made_by, lambda batch: encoder(batch)[0])
+
+
+def write_values(
+    file: IO[bytes], seer: Seer, images: domains.DataSet, flags: Flags, device: torch.device
+) -> tuple[int, ...]:
+    """The array (N, 2, *shape), float16, as a .npy, a batch at a time; its shape per image.
+
+    Raises:
+        LocalError: a corrupt image, or features that are not finite in float16.
+    """
+    batches = [
+        domains.Draws.plain(range(first, min(first + flags.batch_size, len(images))))
+        for first in range(0, len(images), flags.batch_size)
+    ]
+    workers = flags.num_workers if images.decodes else 0
+    loader = DataLoader(
+        images, batch_sampler=batches, collate_fn=domains.as_read, num_workers=workers
+    )
+    shape: tuple[int, ...] | None = None
+    for batch in tqdm(loader, unit="batch"):
+        batch = batch.checked().to_device(device)
+        both = (batch, batch._replace(raw=batch.raw.flip(-1)))
+        values = torch.stack([seer.look(one) for one in both], dim=1).half().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise LocalError(f"{seer.made_by} gives features that are not finite in float16")
+        if shape is None:
+            shape = values.shape[2:]
+            header = {"descr": "<f2", "fortran_order": False, "shape": (len(images), 2, *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(values.astype("<f2").tobytes())
+    return shape
 
 
 if __name__ == "__main__":

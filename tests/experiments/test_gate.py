@@ -25,6 +25,7 @@ def test_a_probe_reads_what_is_linear_and_nothing_from_noise():
     assert gate.probe(*halves, 2) < 0.4
 
 
+@pytest.mark.slow
 def test_the_gate_on_digits_from_an_empty_folder(tmp_path):
     """It reads classes although the models are trained without."""
     flags = ["--preset", "digits", "--max-steps", 4, "--samples", 20, "--device", "cpu"]

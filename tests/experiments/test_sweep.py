@@ -69,6 +69,7 @@ def test_a_finished_run_is_not_touched_again(results, here):
     assert said.code == 2 and "was begun with" in said.err and said.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_gives_the_same_table(results, here, tmp_path):
     """The undisturbed sweep runs in this process; the other one starts from an empty folder, in
     processes of its own, and all of them are killed at some moment."""

@@ -76,7 +76,7 @@ def test_every_method_resumes_exactly_and_keeps_its_projectors_apart(tmp_path, f
     succeed("sample", "--ckpt", run, *few, "--out", tmp_path / "grid.png")
 
 
-@pytest.mark.parametrize("name", ["repa", "external", "sra", "sra2"])
+@pytest.mark.parametrize("name", ["external", "sra"])
 def test_two_processes_average_the_projectors_gradients(tmp_path, flags_of, name):
     """Else the ranks' projectors would drift apart, and rank 0's not be that of one process."""
     for folder, processes in (("one", 1), ("two", 2)):
@@ -88,8 +88,9 @@ def test_two_processes_average_the_projectors_gradients(tmp_path, flags_of, name
             torch.testing.assert_close(value, two[key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sra", "external"])
-def test_sharded_methods_equal_replicated_ones(tmp_path, flags_of, name):
+@pytest.mark.slow
+def test_a_sharded_method_equals_a_replicated_one(tmp_path, flags_of):
+    name = "sra"  # the EMA model's blocks are gathered, too
     for folder, words in (("plain", []), ("shard", ["--shard"])):
         flags = [*flags_of(name), "--max-steps", 4, "--results-dir", tmp_path / folder, *words]
         launched("train", *flags, processes=2)
@@ -99,7 +100,7 @@ def test_sharded_methods_equal_replicated_ones(tmp_path, flags_of, name):
             torch.testing.assert_close(value, shard[key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["dispersive", "repa", "external", "sra", "sra2"])
 def test_compiled_methods_are_plain_ones(tmp_path, flags_of, name, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     for compiled in ("on", "off"):
@@ -109,10 +110,9 @@ def test_compiled_methods_are_plain_ones(tmp_path, flags_of, name, monkeypatch):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_learns(tmp_path, flags_of, name, precision):
-    words = ["--max-steps", 30, "--precision", precision, "--log-every", 10]
+def test_every_method_learns_in_bf16(tmp_path, flags_of, name):
+    words = ["--max-steps", 30, "--precision", "bf16", "--log-every", 10]
     succeed("train", *flags_of(name), *words, "--results-dir", tmp_path)
     velocity = [row["velocity"] for row in rows(tmp_path)]
     assert velocity[-1] < 0.9 * velocity[0]
@@ -127,8 +127,13 @@ def test_a_term_that_starts_late_is_absent_before(tmp_path, flags_of):
     assert [row["velocity"] for row in late] == [row["velocity"] for row in plain]
 
 
-@pytest.mark.parametrize("teacher", ["own", "other_image", "random"])
-@pytest.mark.parametrize("similarity", ["cosine", "centred", "spatial", "smooth_l1", "relation"])
+@pytest.mark.parametrize(
+    ("similarity", "teacher"),
+    [
+        ("centred", "own"), ("spatial", "own"), ("smooth_l1", "own"), ("relation", "own"),
+        ("cosine", "other_image"), ("centred", "random"),
+    ],
+)  # fmt: skip
 def test_every_similarity_and_every_control_runs(tmp_path, flags_of, teacher, similarity):
     words = ["--teacher", teacher, "--similarity", similarity, "--max-steps", 2]
     succeed("train", *flags_of("layer_sync"), *words, "--results-dir", tmp_path)
@@ -193,13 +198,13 @@ def test_what_a_method_lacks_is_one_sentence(tmp_path, words, sentence):
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("preset", ["t1-b", "t5-xl", "digits"])
+@pytest.mark.parametrize("preset", ["t1-b", "digits"])
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("dispersive", {12: (3, 0.5), 28: (7, 0.5), 6: (1, 0.5)}),
-        ("sra", {12: (3, 0.2), 28: (8, 0.2), 6: (1, 0.2)}),
-        ("sra2", {12: (3, 1.0), 28: (8, 1.0), 6: (1, 1.0)}),
+        ("dispersive", {12: (3, 0.5), 6: (1, 0.5)}),
+        ("sra", {12: (3, 0.2), 6: (1, 0.2)}),
+        ("sra2", {12: (3, 1.0), 6: (1, 1.0)}),
     ],
 )
 def test_a_preset_of_the_paper_leaves_rivals_their_own_settings(preset, name, expected):
@@ -207,7 +212,7 @@ def test_a_preset_of_the_paper_leaves_rivals_their_own_settings(preset, name, ex
     if preset != "digits":
         words += ["--dataset_name", "synthetic"]
     lines = dict(line.split(maxsplit=1) for line in succeed("train", *words).out.splitlines())
-    depth = {"t1-b": 12, "t5-xl": 28, "digits": 6}[preset]
+    depth = {"t1-b": 12, "digits": 6}[preset]
     block, weight = expected[depth]
     assert (int(lines["encoder_depth"]), float(lines["reg_weight"])) == (block, weight)
 
@@ -237,3 +242,21 @@ def test_the_gradient_ratio_is_that_of_the_model(tmp_path, flags_of):
     ratio = trainer.telemetry()["grad_ratio"]
     assert ratio == pytest.approx(row["telemetry"]["grad_ratio"], rel=1e-4)
     assert not any(p.grad is not None for p in trainer.model.parameters())
+
+
+def test_stored_tokens_are_those_that_repa_computes_in_the_loop(tmp_path, encoder):
+    from methods.encoders import EncoderTargets
+
+    words = ["digits", "--encoder", ENCODER, "--weights", encoder, "--grid", 2, "--device", "cpu"]
+    succeed("methods.features", *words, "--out", tmp_path / "store")
+    domain = domains.build("digits")
+    store = FeatureStore(str(tmp_path / "store"), domain)
+    assert store.kind == "tokens" and store.card.shape == (4, 192)
+    batch = domain.train_set().__getitems__(domains.Draws.plain([5, 900]))
+    (expected,) = EncoderTargets(ENCODER, str(encoder), (2, 2), domain)(batch)
+    torch.testing.assert_close(store.of(batch), expected, rtol=1e-2, atol=1e-2)
+    target = f"[(2, {str(tmp_path / 'store')!r}, 1.0)]"
+    train = [*TINY, "--loss-type", "external", "--targets", target, "--max-steps", 2]
+    succeed("train", *train, "--results-dir", tmp_path / "results")
+    said = refused("methods.features", "digits", "--out", tmp_path / "x")
+    assert "--extractor for vectors or --encoder for tokens" in said
