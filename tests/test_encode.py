@@ -4,8 +4,10 @@ import dataclasses
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -104,6 +106,23 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(encoded, flags, tmp_pa
     result = succeed("encode", *flags, "--out", folder)
     assert "9/9" in result.err, "the images of the missing shards and no others"
     assert files_of(folder) == files_of(encoded)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+def test_killed_in_the_middle_it_goes_on_and_writes_the_same_files(flags, tmp_path):
+    folder, flags = tmp_path / "store", [*flags, "--shard-size", 1, "--batch-size", 1]  # 21 files
+    succeed("encode", *flags, "--out", tmp_path / "whole")
+    words = [sys.executable, ROOT / "encode.py", *flags, "--out", folder]
+    process = subprocess.Popen([str(word) for word in words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("moments-*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it had not ended by itself"
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("moments-*")}
+    assert kept and not (folder / "manifest.json").exists()
+    succeed("encode", *flags, "--out", folder)
+    assert files_of(folder) == files_of(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
