@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from runtime import checkpoint, distributed, parallel
 from runtime.checkpoint import Checkpoint
 from runtime.config import TrainConfig, parse
 from runtime.distributed import Ranks
+from runtime.draws import StepDraws, draws_of_step
 from runtime.ema import EMA
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
@@ -32,7 +33,7 @@ from runtime.plan import Needs, costs, measured_rate
 from runtime.precision import Arithmetic, compiles, default_precision
 from runtime.prefetch import Prefetch
 from runtime.presets import PRESETS
-from runtime.random import SampleStreams, generator
+from runtime.random import SampleStreams
 from runtime.resume import opened_folder, starting_point
 from runtime.saver import Saver
 from runtime.state import TrainState
@@ -187,7 +188,7 @@ class Trainer:
         self.state.update()
         return metrics
 
-    def draws(self, step: int) -> "Draws":
+    def draws(self, step: int) -> StepDraws:
         """The random numbers of a step that this codec and this method use."""
         return draws_of_step(
             self.config, self.domain.shape, step, self.ranks.device,
@@ -195,22 +196,28 @@ class Trainer:
         )  # fmt: skip
 
     def backward(
-        self, batch: domains.Batch, draws: "Draws", weights: dict[str, Tensor], *, last: bool
+        self, batch: domains.Batch, draws: StepDraws, weights: dict[str, Tensor], *, last: bool
     ) -> Losses:
         """The gradients of a micro-batch's mean loss, added to those there are."""
-        x = self.codec.to_input(self.codec.encode(batch.raw), draws.posterior)
-        cond = self.model.drop({"y": batch.y}, draws.dropped)
-        t = self.transport.times(draws.time)
+        inputs = self.inputs(batch, draws)
         sync = parallel.gradient_sync(self.training_step, last=last)
         with sync, self.arithmetic.kernels():
             with self.arithmetic.autocast():
                 targets = self.targets(batch) if self.targets else ()
-                losses = self.training_step(
-                    x, draws.noise, t, cond, **weights, ema=self.teacher, uniform=draws.teacher,
-                    targets=targets,
-                )  # fmt: skip
+                losses = self.training_step(**inputs, **weights, targets=targets)
             (losses.total / self.config.grad_accum).backward()
         return losses
+
+    def inputs(self, batch: domains.Batch, draws: StepDraws) -> dict[str, Any]:
+        """What the training step sees of a micro-batch, besides weights and targets."""
+        return {
+            "x": self.codec.to_input(self.codec.encode(batch.raw), draws.posterior),
+            "noise": draws.noise,
+            "t": self.transport.times(draws.time),
+            "cond": self.model.drop({"y": batch.y}, draws.dropped),
+            "ema": self.teacher,
+            "uniform": draws.teacher,
+        }
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """The factors of both terms, as tensors: a number would be part of a compiled graph."""
@@ -256,15 +263,11 @@ class Trainer:
         return dict(zip(names, means.tolist(), strict=True))
 
     @torch.no_grad()
-    def look(self, batch: domains.Batch, draws: "Draws") -> dict[str, Tensor]:
+    def look(self, batch: domains.Batch, draws: StepDraws) -> dict[str, Tensor]:
         """The regulariser's own view of its blocks."""
-        x = self.codec.to_input(self.codec.encode(batch.raw), draws.posterior)
-        cond, t = self.model.drop({"y": batch.y}, draws.dropped), self.transport.times(draws.time)
+        inputs, weights = self.inputs(batch, draws), self.weights(self.state.step)
         with self.arithmetic():
-            return self.training_step(
-                x, draws.noise, t, cond, **self.weights(self.state.step), ema=self.teacher,
-                uniform=draws.teacher, watch=True,
-            )  # fmt: skip
+            return self.training_step(**inputs, **weights, watch=True)
 
     def reg_weight(self, step: int) -> float:
         return self.regulariser.weight(step) if self.regulariser else 0.0
@@ -389,38 +392,6 @@ def build(
     check_flags(config)
     config, method = METHODS[config.loss_type](config, model, domain)
     return config, domain, transport, model, method
-
-
-class Draws(NamedTuple):
-    """The random numbers of one step for the whole global batch."""
-
-    noise: Tensor  # (B, C, *axes), x_0
-    time: Tensor  # (B,), uniform in [0, 1)
-    dropped: Tensor  # (B,), labels replaced by the null
-    posterior: Tensor | None  # (B, C, *axes), of a codec that draws
-    teacher: Tensor | None  # (B,), uniform in [0, 1), of a regulariser that looks at a teacher
-
-    def at(self, positions: slice) -> "Draws":
-        """Those of some positions of the batch."""
-        return Draws(*(draw if draw is None else draw[positions] for draw in self))
-
-
-def draws_of_step(
-    config: TrainConfig, shape: tuple[int, ...], step: int, device: torch.device, *,
-    posterior: bool = False, teacher: bool = False,
-) -> Draws:  # fmt: skip
-    """Every rank draws the whole global batch and uses its own positions, so that what a position
-    sees does not depend on the number of ranks, and resuming needs the step alone."""
-    batch = config.global_batch_size
-    random = generator(device, config.global_seed, "step", step)
-    kwargs = dict(generator=random, device=device)
-    return Draws(
-        noise=torch.randn(batch, *shape, **kwargs),
-        time=torch.rand(batch, **kwargs),
-        dropped=torch.rand(batch, **kwargs) < config.class_dropout_prob,
-        posterior=torch.randn(batch, *shape, **kwargs) if posterior else None,
-        teacher=torch.rand(batch, **kwargs) if teacher else None,
-    )
 
 
 def with_length(config: TrainConfig, images: int, ranks: int, least: int = 1) -> TrainConfig:

@@ -20,6 +20,7 @@ import models
 from domains.order import GlobalBatches
 from runtime import checkpoint
 from runtime.config import TrainConfig
+from runtime.draws import draws_of_step
 from tests.commands import (
     ROOT,
     assert_same_state,
@@ -100,13 +101,11 @@ def test_logged_parts_add_up_and_are_averages_over_ranks(one_and_two_ranks):
 
 
 def test_noise_times_drops_and_data_do_not_depend_on_the_number_of_ranks():
-    import train
-
     config = TrainConfig(global_batch_size=12)
 
     def draws_of(step):
         asked = dict(posterior=True, teacher=True)
-        return train.draws_of_step(config, (1, 8, 8), step, torch.device("cpu"), **asked)
+        return draws_of_step(config, (1, 8, 8), step, torch.device("cpu"), **asked)
 
     draws, again, other = draws_of(7), draws_of(7), draws_of(8)
     assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))

@@ -61,7 +61,8 @@ class TrainingStep(nn.Module):
             ema, uniform: the EMA model and (B,) numbers in [0, 1), where the regulariser has
                 `teacher_blocks`.
             targets: features from elsewhere, for a regulariser that takes them.
-            watch: return `regulariser.telemetry` instead.
+            watch: return `regulariser.telemetry` instead; here, because a sharded model gathers
+                its weights in this forward pass alone.
         """
         x_t, _ = self.transport.path.sample(x, noise, t)
         asked = self.regulariser.blocks if self.regulariser else ()
