@@ -1,5 +1,6 @@
 """What a regulariser of the training loss declares and what it is shown; LayerSync is one."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Context(NamedTuple):
     targets: tuple[Tensor, ...] = ()  # features from elsewhere, (B, N, Z) or (B, Z) each
 
 
-class Regulariser(nn.Module):
+class Regulariser(nn.Module, ABC):
     """A term added to the velocity loss. The training loop knows no subclass by name.
 
     Attributes:
@@ -69,9 +70,9 @@ class Regulariser(nn.Module):
         """0-dim tensors to log now and then, by name; of features, not of the loss."""
         return {}
 
+    @abstractmethod
     def penalty(self, context: Context) -> Tensor:
         """The term itself: a float32 scalar."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         """In one line, without the layers of its heads."""

@@ -50,12 +50,10 @@ def check_flags(config: TrainConfig) -> None:
     Raises:
         InputError: naming the first.
     """
-    defaults = TrainConfig()
+    foreign = set().union(*READS.values()) - READS[config.loss_type]
     for field in dataclasses.fields(TrainConfig):
         name = field.name
-        if name not in set().union(*READS.values()) or name in READS[config.loss_type]:
-            continue
-        if getattr(config, name) != getattr(defaults, name):
+        if name in foreign and getattr(config, name) != field.default:
             raise InputError(
                 f"--{name.replace('_', '-')} has no meaning for --loss-type {config.loss_type}: "
                 "leave it out"

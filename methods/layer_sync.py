@@ -1,7 +1,6 @@
 """LayerSync and its ablations, and plain SiT."""
 
 import ast
-import dataclasses
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from runtime.config import TrainConfig
 from runtime.errors import InputError
 from runtime.random import seed_of
 
-from .method import Method, schedule_of
+from .method import Method, schedule_of, settled
 
 
 def vanilla(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
@@ -22,11 +21,7 @@ def vanilla(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfi
 
 def layer_sync(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
     student, teacher = default_pair(model.depth)
-    config = dataclasses.replace(
-        config,
-        encoder_depth=student if config.encoder_depth is None else config.encoder_depth,
-        gt_encoder_depth=teacher if config.gt_encoder_depth is None else config.gt_encoder_depth,
-    )
+    config = settled(config, encoder_depth=student, gt_encoder_depth=teacher)
     return synced([(config.encoder_depth, config.gt_encoder_depth)], config, model)
 
 
@@ -47,10 +42,10 @@ def synced(
     pairs: list[tuple[int, int]], config: TrainConfig, model: SiT
 ) -> tuple[TrainConfig, Method]:
     check_pairs(pairs, model.depth)
-    weight = default_weight(model.depth) if config.reg_weight is None else config.reg_weight
+    config = settled(config, reg_weight=default_weight(model.depth))
     sync = LayerSync(
         pairs,
-        weight,
+        config.reg_weight,
         schedule=schedule_of(config),
         similarity=SIMILARITIES[config.similarity],
         stop_gradient=config.stop_gradient,
@@ -59,9 +54,7 @@ def synced(
     )
     compares_images = config.teacher == "other_image" or config.similarity == "centred"
     teacher = random_teacher(model, config.global_seed) if config.teacher == "random" else None
-    return dataclasses.replace(config, reg_weight=weight), Method(
-        sync, teacher=teacher, least_images=2 if compares_images else 1
-    )
+    return config, Method(sync, teacher=teacher, least_images=2 if compares_images else 1)
 
 
 def random_teacher(model: SiT, seed: int) -> SiT:

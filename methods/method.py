@@ -1,5 +1,6 @@
 """What the training loop is handed of a method, and what all of them share."""
 
+import dataclasses
 from typing import NamedTuple, Protocol
 
 import torch
@@ -31,6 +32,14 @@ class Method(NamedTuple):
     targets: Targets | None = None
     teacher: nn.Module | None = None  # in the EMA model's place
     least_images: int = 1  # of a micro-batch: some compare its images
+
+
+def settled(config: TrainConfig, **published: float | int) -> TrainConfig:
+    """The flags, with published values where the user gave none."""
+    return dataclasses.replace(
+        config,
+        **{name: value for name, value in published.items() if getattr(config, name) is None},
+    )
 
 
 def schedule_of(config: TrainConfig) -> Schedule:

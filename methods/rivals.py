@@ -1,7 +1,6 @@
 """The other regularisers, with the settings that their authors published."""
 
 import ast
-import dataclasses
 from typing import NamedTuple
 
 from domains import Domain
@@ -13,19 +12,7 @@ from runtime.errors import InputError
 
 from .encoders import EncoderTargets
 from .features import StoredTargets
-from .method import Method, schedule_of
-
-
-def settled(config: TrainConfig, **published: float | int) -> TrainConfig:
-    """The flags, with published values where the user gave none.
-
-    Raises:
-        InputError: no settings of a table may be left open.
-    """
-    return dataclasses.replace(
-        config,
-        **{name: value for name, value in published.items() if getattr(config, name) is None},
-    )
+from .method import Method, schedule_of, settled
 
 
 class DispersiveSettings(NamedTuple):
