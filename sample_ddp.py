@@ -25,7 +25,7 @@ from runtime.config import NpzFlags, NpzODE, NpzSDE, ODEFlags, SDEFlags, parse_s
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from runtime.files import atomic_write, sha256_of
+from runtime.files import atomic_write, sha256_of, write_json
 from runtime.npz import Blocks
 from runtime.precision import compiles
 from runtime.random import LegacyStreams, SampleStreams
@@ -281,11 +281,6 @@ def identity(protocol: dict[str, Any]) -> dict[str, Any]:
 
 def digest(protocol: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity(protocol), sort_keys=True).encode()).hexdigest()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def is_finished(out: Path, blocks: Blocks, protocol: dict[str, Any], flags: NpzFlags) -> bool:

@@ -22,6 +22,7 @@ from runtime.config import checked
 from runtime.entry import speaks
 from runtime.errors import InputError
 from runtime.hardware import facts
+from runtime.text import columns
 
 GIB = 2**30
 CPU = torch.profiler.ProfilerActivity.CPU
@@ -261,12 +262,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Aligned columns, the keys as their head; numbers to four digits, `-` for None."""
     if not rows:
         return "(no rows)"
-    cells = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in cells
-    )
+    head, cells = list(rows[0]), [[shown(value) for value in row.values()] for row in rows]
+    return columns(head, cells)
 
 
 def shown(value: Any) -> str:

@@ -14,18 +14,19 @@ from torch import Tensor
 import domains
 from domains import DataSet, Domain, Draws
 from domains.codecs import PIXELS
-from evaluations.images.report import columns
 from evaluations.metrics import mean_interval
 from runtime import checkpoint
 from runtime.config import SampleFlags
 from runtime.entry import run
 from runtime.errors import InputError
+from runtime.files import write_json
 from runtime.random import generator
+from runtime.text import columns
 from sample import Opened, open_checkpoint
 
 from . import table
 from .rows import layer_sync, vanilla
-from .runs import Run, Step, write_json
+from .runs import Run, Step
 from .sweep import Experiment, Setting, classifier_file, sweep
 
 NOISE = 0.3  # share of noise in what the probed features see

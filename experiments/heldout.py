@@ -14,16 +14,15 @@ import tyro
 from torch import Tensor
 
 from domains import Domain, Draws, NoHeldOut
-from evaluations.images.report import columns
 from evaluations.metrics import mean_interval
 from runtime import checkpoint, distributed
 from runtime.config import SampleFlags
 from runtime.entry import run, speaks
 from runtime.errors import InputError
+from runtime.files import write_json
 from runtime.random import generator
+from runtime.text import columns
 from sample import Opened, open_checkpoint
-
-from .runs import write_json
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from runtime import checkpoint
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import write_json
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
@@ -162,8 +162,3 @@ def as_words(flags: Mapping[str, Any]) -> list[str]:
 
 def typed(words: Sequence[str]) -> str:
     return f"python {shlex.join(words)}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")

@@ -13,12 +13,12 @@ from typing import Any
 
 import tyro
 
-from evaluations.images.report import NAMES, read_json
+from evaluations.images.report import NAMES
 from evaluations.metrics import mean_interval
 from runtime import checkpoint
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, read_json
 
 HELD_OUT = "held-out loss"
 # What a log line has besides losses and scores: it depends on the machine, not on the method.
@@ -126,7 +126,8 @@ def groups_of(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
 def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """The table's head and rows as text."""
     names = list(dict.fromkeys(name for result in results for name in result.scores))
-    paired = f"{HELD_OUT}, ema"
+    # The held-out loss, or that on training images where none are held out.
+    paired = next((name for name in names if name.endswith("loss, ema")), f"{HELD_OUT}, ema")
     head = ["run", "steps", "seeds", *names, f"{paired}, minus the first row's", "paper"]
     rows, baselines = [], {}
     for (experiment, name), runs in groups_of(results).items():

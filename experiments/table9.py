@@ -16,18 +16,18 @@ import tyro
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from evaluations.images.report import columns
 from layersync import Context, Regulariser
 from methods import METHODS
 from runtime import distributed
 from runtime.config import TrainConfig
 from runtime.entry import asked_of_user, run, speaks
 from runtime.errors import InputError
+from runtime.files import write_json
 from runtime.hardware import facts
+from runtime.text import columns
 from train import build
 
 from . import table
-from .runs import write_json
 
 PAPER = {"layer_sync": "linear", "dispersive": "quadratic"}  # in the batch
 

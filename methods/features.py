@@ -28,7 +28,7 @@ from runtime import distributed
 from runtime.config import checked
 from runtime.entry import run, speaks
 from runtime.errors import InputError, LocalError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, write_json
 
 from .encoders import EncoderTargets
 
@@ -171,8 +171,7 @@ def main() -> None:
         count=len(images), flips=2, shape=shape, data_set=fingerprint_of(domain),
         made_by=seer.made_by,
     )  # fmt: skip
-    with atomic_write(flags.out / CARD) as file:  # last: a folder with a card is complete
-        file.write(json.dumps(dataclasses.asdict(card), indent=1).encode())
+    write_json(flags.out / CARD, dataclasses.asdict(card))  # last: with a card it is complete
     print(f"{flags.out}: {card.count} images, {card.kind} of {card.shape} by {card.made_by}")
 
 

@@ -1,12 +1,15 @@
 """Files appear under their final name complete, or not at all."""
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from .errors import InputError
 
 unfinished: set[Path] = set()  # temporary files being written now
 
@@ -58,3 +61,25 @@ def sha256_of(path: str | Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """For people and programs: indented, and without NaN, which is no JSON."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        InputError: there is no such file, or it holds no JSON object.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no JSON object")
+    return content

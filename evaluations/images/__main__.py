@@ -25,6 +25,7 @@ from runtime.config import checked
 from runtime.distributed import Ranks
 from runtime.entry import run, speaks
 from runtime.errors import InputError
+from runtime.files import write_json
 
 from . import report
 from .evaluator import Evaluator
@@ -131,7 +132,7 @@ def score() -> None:
         ranks.from_main(lambda: print(report.summary_table(found)))
     if flags.out:
         content = {"results": results} | ({"summary": found} if len(results) > 1 else {})
-        ranks.from_main(lambda: report.write_json(flags.out, content))
+        ranks.from_main(lambda: write_json(flags.out, content))
 
 
 def check_out(flags: ScoreFlags) -> None:
@@ -166,7 +167,7 @@ def written(result: dict[str, Any], samples: Images, real: Real) -> dict[str, An
             "numpy": np.__version__, "layersync": version("layersync"),
         },
     }  # fmt: skip
-    report.write_json(path, result)
+    write_json(path, result)
     print(f"{report.table(result)}\n{picture}\n{path}")
     return result
 

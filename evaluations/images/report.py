@@ -1,6 +1,5 @@
 """Results as JSON, as tables, and as a sheet of pictures."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from torch import Tensor
 from domains.pictures import save_grid
 from evaluations.metrics import mean_interval
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import read_json
+from runtime.text import columns
 
 from .sources import Block, Images
 
@@ -49,37 +49,10 @@ def read_protocol(samples: str) -> dict[str, Any] | None:
     return protocol
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is no JSON object")
-    return content
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    with atomic_write(path) as file:
-        file.write(json.dumps(result, indent=2).encode())
-
-
 def shown(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.1%}" if name == "accuracy" else f"{value:.4g}"
-
-
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned text: the first column to the left, the others to the right."""
-    lines = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in lines
-    )
 
 
 def table(result: dict[str, Any]) -> str:
