@@ -51,7 +51,7 @@ def main() -> None:
     if config.dry_run:
         return ranks.from_main(lambda: print_dry_run(config, model))
 
-    images = domain.train_set()
+    images = domain.train_set(augment=config.hflip)
     config = with_length(config, len(images), ranks.size, method.least_images)
     start = ranks.from_main(lambda: starting_point(config))
     origin = checkpoint.read(start.ckpt) if start.ckpt else None
@@ -70,6 +70,8 @@ def main() -> None:
 
     needs = needs_of(model)
     read = iter(loader(config, images, ranks, start=state.step))
+    if trainer.targets:
+        read = map(trainer.targets.attach, read)
     with Prefetch(read, domains.Batch.to_device, ranks.device) as ahead:
         first = next(ahead).checked()  # what is wrong with the data shows before a file is written
         if config.plan:
@@ -138,6 +140,8 @@ class Trainer:
         self.codec = domain.codec.to(ranks.device)
         self.transport, self.model, self.regulariser = transport, model, method.regulariser
         self.targets = method.targets.to(ranks.device) if method.targets else None
+        made_by = method.targets.identity if method.targets else []
+        self.made_by = {f"target {number}": name for number, name in enumerate(made_by, start=1)}
         self.arithmetic = Arithmetic(config.precision, ranks.device, config.attention)
         self.attention = self.arithmetic.attention(*model.attention_shape)
         self.watches = self.regulariser is not None and config.telemetry_every > 0
@@ -294,6 +298,9 @@ class Trainer:
                 f"its latents had {key} {origin.codec[key]}, but those of --vae {self.domain.vae} "
                 f"have {ours[key]}"
             )
+        if origin.targets != self.made_by:
+            was, now = (", ".join(one.values()) for one in (origin.targets, self.made_by))
+            raise ValueError(f"it was aligned to features of {was}, but those here are of {now}")
         self.state.resume(origin)
 
     def content(self) -> dict[str, Any]:
@@ -302,6 +309,7 @@ class Trainer:
             "args": dataclasses.asdict(self.config),
             "architecture": self.model.config,
             "codec": self.codec.identity,
+            "targets": self.made_by,
         }
 
     def can_decode(self, log: Log) -> bool:

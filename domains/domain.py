@@ -25,6 +25,7 @@ class Batch(NamedTuple):
     problems: list[str]  # a sentence per corrupt image that another one replaced
     error: str | None = None
     flipped: Tensor | None = None  # bool (B,), which are mirror images; None: none
+    stored: tuple[Tensor, ...] = ()  # features of these samples, (B, N, Z) or (B, Z) per store
 
     @classmethod
     def failed(cls, error: str, problems: Sequence[str] = ()) -> "Batch":
@@ -35,11 +36,11 @@ class Batch(NamedTuple):
     def to_device(self, device: torch.device) -> "Batch":
         """What the network sees goes to the device, from page-locked memory: nothing waits."""
         pinned = device.type == "cuda"
-        raw, y = (
+        raw, y, *stored = (
             (part.pin_memory() if pinned else part).to(device, non_blocking=True)
-            for part in (self.raw, self.y)
+            for part in (self.raw, self.y, *self.stored)
         )
-        return self._replace(raw=raw, y=y)
+        return self._replace(raw=raw, y=y, stored=tuple(stored))
 
     def checked(self) -> "Batch":
         if self.error is not None:

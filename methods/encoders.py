@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domains import Batch, Domain
+from domains.codecs import fingerprint
 from domains.latents import LatentDomain
 from runtime.errors import InputError
 
@@ -40,8 +41,12 @@ class EncoderTargets:
         patch = self.network.patch_embed.patch_size
         self.size = tuple(n * p for n, p in zip(grid, patch, strict=True))
         self.grid, self.width = grid, self.network.num_features
+        self.identity = [f"{name} {fingerprint(self.network.state_dict())}"]
         data = data_config(self.network)
         self.mean, self.std = (torch.tensor(data[key]).view(-1, 1, 1) for key in ("mean", "std"))
+
+    def attach(self, batch: Batch) -> Batch:
+        return batch
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:

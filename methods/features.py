@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import domains
 from domains import Batch, Domain
-from domains.codecs import PIXELS, fingerprint
+from domains.codecs import PIXELS
 from domains.images import ImageDomain
 from domains.latents import LatentDomain
 from domains.store import MomentStore
@@ -88,12 +88,22 @@ class FeatureStore:
                 f"{folder} has features of {self.card.count} images, but --dataset_name "
                 f"{domain.name} has {count}"
             )
-        self.width, self.kind = self.card.shape[-1], self.card.kind
+        self.folder, self.width, self.kind = folder, self.card.shape[-1], self.card.kind
 
     def of(self, batch: Batch) -> Tensor:
+        """(B, *shape) as stored.
+
+        Raises:
+            ValueError: naming the image whose features are not finite.
+        """
         index = batch.index.numpy()
         flip = batch.flipped.numpy().astype(np.int64) if self.card.flips == 2 else 0
-        return torch.from_numpy(self.values[index, flip]).to(batch.raw.device).float()
+        values = torch.from_numpy(self.values[index, flip])
+        finite = values.isfinite().flatten(1).all(1)
+        if not finite.all():
+            wrong = index[~finite.numpy()][0]
+            raise ValueError(f"{self.folder}: the features of image {wrong} are not finite")
+        return values
 
 
 class StoredTargets:
@@ -101,9 +111,18 @@ class StoredTargets:
 
     def __init__(self, folders: list[str], domain: Domain) -> None:
         self.stores = [FeatureStore(folder, domain) for folder in folders]
+        self.identity = [store.card.made_by for store in self.stores]
+
+    def attach(self, batch: Batch) -> Batch:
+        if batch.error is not None:
+            return batch
+        try:
+            return batch._replace(stored=tuple(store.of(batch) for store in self.stores))
+        except ValueError as error:
+            return batch._replace(error=str(error))
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
-        return tuple(store.of(batch) for store in self.stores)
+        return tuple(values.float() for values in batch.stored)
 
     def example(self, size: int, device: torch.device) -> tuple[Tensor, ...]:
         return tuple(torch.zeros(size, *store.card.shape, device=device) for store in self.stores)
@@ -188,8 +207,7 @@ def seer_of(flags: Flags, domain: Domain, device: torch.device) -> Seer:
         return Seer(made_by, lambda batch: extractor(batch.raw).pool)
     weights = None if flags.weights is None else str(flags.weights)
     encoder = EncoderTargets(flags.encoder, weights, (flags.grid, flags.grid), domain).to(device)
-    made_by = f"{flags.encoder} {fingerprint(encoder.network.state_dict())}"
-    return Seer(made_by, lambda batch: encoder(batch)[0])
+    return Seer(encoder.identity[0], lambda batch: encoder(batch)[0])
 
 
 def write_values(

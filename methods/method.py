@@ -16,6 +16,11 @@ from runtime.errors import InputError
 class Targets(Protocol):
     """Features from elsewhere, of the images of a batch."""
 
+    identity: list[str]  # who made them; a run goes on with the same
+
+    def attach(self, batch: Batch) -> Batch:
+        """The batch with what is read from files; called in the thread that reads ahead."""
+
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, N, Z) or (B, Z) each, float32, on the device of the batch, without gradients."""
 

@@ -33,6 +33,7 @@ class Checkpoint:
     opt: dict[str, Any] = field(default_factory=dict)
     regulariser: dict[str, Tensor] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)  # what made the model's inputs
+    targets: dict[str, Any] = field(default_factory=dict)  # who made the features aligned to
     args: dict[str, Any] = field(default_factory=dict)
     architecture: dict[str, Any] | None = None  # arguments of the network; public files lack it
     reversed_time: bool = False  # its flags are REPA's: t = 0 is data
@@ -62,7 +63,7 @@ def read(path: str | Path) -> Checkpoint:
     args = content.get("args") or {}
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     parts = {"args": args, "opt": content.get("opt") or {}}
-    for name in ("regulariser", "codec"):
+    for name in ("regulariser", "codec", "targets"):
         parts[name] = content.get(name) or {}
     for name, part in parts.items():
         if not isinstance(part, dict):

@@ -40,6 +40,7 @@ class TrainConfig(TransportFlags):
     vae: str | None = None  # ema, mse, a hub id, a folder, or none for pixels; None: the data set's
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs
     skip_corrupt: bool = False  # replace unreadable images by the next one, and count them
+    hflip: bool = True  # mirror images at random, where the data set allows it (digits do not)
     num_workers: int = 4  # processes per rank that read images
 
     # network
@@ -298,8 +299,10 @@ def parse(
     argv = sys.argv[1:] if argv is None else argv
     name = peek("--preset", argv)
     row = dict(known(name, presets, "preset")) if name else {}
-    if (peek("--loss-type", argv) or peek("--loss_type", argv) or "layer_sync") not in SYNCED:
-        # A preset's pair and weight are LayerSync's; the others have their authors' own.
+    published = row.get("loss_type", "layer_sync")
+    method = peek("--loss-type", argv) or peek("--loss_type", argv) or published
+    if method != published and not {method, published} <= set(SYNCED):
+        # A preset's pair and weight are its method's; the others have their authors' own.
         row = {key: value for key, value in row.items() if key not in PAIR_AND_WEIGHT}
     default = config(**row, preset=name) if name else config()
     return checked(tyro.cli(config, args=argv, default=default, console_outputs=speaks()))

@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Batch = TypeVar("Batch", bound=tuple)
 
@@ -87,7 +88,7 @@ class Prefetch(Generic[Batch]):
         if copied is not None:
             current = torch.cuda.current_stream()
             current.wait_event(copied)
-            for part in batch:
+            for part in tree_leaves(batch):
                 if isinstance(part, Tensor) and part.is_cuda:
                     part.record_stream(current)  # its memory is not reused before that is done
         return batch

@@ -14,6 +14,9 @@ def paper(model: str, steps: int, student: int, teacher: int, weight: float) -> 
     )
 
 
+# REPA's recipe, which SRA and REED share: ImageNet 256 by another VAE, clipped, not mirrored.
+AS_REPA = dict(model="SiT-XL/2", vae="mse", clip_grad_norm=1.0, hflip=False)
+
 PRESETS: dict[str, dict[str, Any]] = {
     # ImageNet 256; behind each row the paper's FID under --protocol paper-ode unless it says else.
     "t1-b": paper("B", 400_000, 4, 7, 0.3),  # Table 1: number lost in the scan; vanilla 36.19
@@ -26,6 +29,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "t6": paper("B", 400_000, 2, 8, 0.2),  # Table 6, weight 0.2: 31.02
     "t8": paper("XL", 120_000, 7, 16, 0.2),  # Table 8: 25.72; vanilla 37.03
     "fig18": paper("XL", 4_000_000, 8, 16, 0.2),  # Figure 18, heun2, cfg 4.0
+    # Rivals as their authors trained them, FID under repa-sde. Tables under equal conditions are
+    # `--preset t1-xl --loss-type repa` instead.
+    "repa-run": dict(AS_REPA, loss_type="repa", max_steps=4_000_000),  # REPA, XL, 800 epochs: 1.42
+    "sra-run": dict(  # SRA, XL, 800 epochs: 1.58
+        AS_REPA, loss_type="sra", max_steps=4_000_000, sra_epoch_steps=5004
+    ),
+    "reed-run": dict(  # REED, XL, unguided: 8.2
+        AS_REPA,
+        loss_type="external",
+        max_steps=300_000,
+        targets='[(8, "features/dinov2", 1.0), (16, "features/qwen2-vl", 0.5)]',
+        reg_weight=0.5,
+        velocity_warmup=50_000,
+    ),
     # Small runs on real data. The EMA's half-life is at most 5 % of the run: with 0.9999 it would
     # still be the initial weights.
     "digits": dict(  # make demo

@@ -11,7 +11,9 @@ import domains
 from evaluations.extractors import classifier as classifiers
 from methods import METHODS
 from methods.features import FeatureStore
+from runtime.config import TrainConfig, parse
 from runtime.errors import InputError
+from runtime.presets import PRESETS
 from tests.commands import assert_same_state, checkpoint_of, flat, launched, refused, succeed
 
 TINY = (
@@ -145,13 +147,51 @@ def test_features_are_of_the_image_and_of_its_mirror_image(features, monkeypatch
     store = FeatureStore(str(features), domain)
     classifier = classifiers.load(features.parent / "clf.pt")
     batch = domain.train_set().__getitems__(domains.Draws.plain([7, 3, 7]))
-    plain = store.of(batch)
+    plain = store.of(batch).float()
     torch.testing.assert_close(plain, classifier(batch.raw).pool, rtol=1e-2, atol=1e-2)
-    flipped = store.of(batch._replace(flipped=torch.tensor([True, False, False])))
+    flipped = store.of(batch._replace(flipped=torch.tensor([True, False, False]))).float()
     torch.testing.assert_close(
         flipped[0], classifier(batch.raw[:1].flip(-1)).pool[0], rtol=1e-2, atol=1e-2
     )
     assert flipped[1:].equal(plain[1:])
+
+
+def rewritten(features, folder, values=lambda values: values, **card):
+    """A copy of a store with other values or another card."""
+    folder.mkdir()
+    np.save(folder / "features.npy", values(np.load(features / "features.npy")))
+    content = json.loads((features / "features.json").read_text())
+    (folder / "features.json").write_text(json.dumps(content | card))
+    return f"[(2, {str(folder)!r}, 1.0)]"
+
+
+def test_features_that_are_not_finite_are_named(features, tmp_path, flags_of):
+    def damaged(values):
+        values[:] = np.inf
+        return values
+
+    targets = rewritten(features, tmp_path / "store", damaged)
+    words = ["--targets", targets, "--max-steps", 1, "--results-dir", tmp_path / "results"]
+    said = refused("train", *flags_of("external"), *words)
+    assert "the features of image" in said and "are not finite" in said
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_goes_on_with_the_features_it_began_with(features, tmp_path, flags_of):
+    words = ["--results-dir", tmp_path / "results", "--resume", "auto", "--resume-anyway"]
+    succeed("train", *flags_of("external"), *words, "--max-steps", 1)
+    targets = rewritten(features, tmp_path / "store", made_by="another network")
+    said = refused("train", *flags_of("external"), *words, "--targets", targets, "--max-steps", 2)
+    assert "was aligned to features of classifier" in said and "of another network" in said
+
+
+def test_weight_decay_is_not_for_projectors(tmp_path, flags_of):
+    """At rate 0 nothing learns; a large decay would still shrink what it is for."""
+    words = ["--weight-decay", 0.5, "--max-steps", 2, "--results-dir", tmp_path]
+    succeed("train", *flags_of("sra"), *words)
+    groups = checkpoint_of(tmp_path, 2)["opt"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert len(groups[1]["params"]) == 4
 
 
 def test_features_of_other_images_are_refused(features, tmp_path):
@@ -217,6 +257,26 @@ def test_a_preset_of_the_paper_leaves_rivals_their_own_settings(preset, name, ex
     assert (int(lines["encoder_depth"]), float(lines["reg_weight"])) == (block, weight)
 
 
+@pytest.mark.parametrize("preset", ["repa-run", "sra-run", "reed-run"])
+def test_the_authors_own_recipes_are_presets(preset):
+    def parsed(*words):
+        return parse(TrainConfig, PRESETS, ["--preset", preset, *words])
+
+    config = parsed()
+    assert (
+        config.loss_type == {"repa-run": "repa", "sra-run": "sra", "reed-run": "external"}[preset]
+    )
+    assert (config.clip_grad_norm, config.hflip, config.vae) == (1.0, False, "mse")
+    assert parsed("--loss-type", "layer_sync").reg_weight is None
+
+
+def test_sra_of_the_paper_is_from_8_to_20_and_decays_by_epochs():
+    words = ["--preset", "sra-run", "--num-classes", "1000", "--dry-run", "--device", "cpu"]
+    lines = dict(line.split(maxsplit=1) for line in succeed("train", *words).out.splitlines())
+    assert (lines["encoder_depth"], lines["gt_encoder_depth"]) == ("8", "20")
+    assert (lines["reg_weight"], lines["sra_epoch_steps"]) == ("0.2", "5004")
+
+
 def test_a_run_without_projectors_is_not_resumed_with_them(tmp_path, flags_of):
     words = ["--results-dir", tmp_path, "--resume", "auto"]
     succeed("train", *flags_of("vanilla"), *words, "--max-steps", 1)
@@ -230,9 +290,7 @@ def test_the_gradient_ratio_is_that_of_the_model(tmp_path, flags_of):
     succeed("train", *flags_of("sra2"), *words)
     (row,) = [row for row in rows(tmp_path) if "telemetry" in row]
     import train
-    from runtime.config import parse
     from runtime.distributed import Ranks
-    from runtime.presets import PRESETS
 
     config = parse(train.TrainConfig, PRESETS, [str(w) for w in [*flags_of("sra2"), *words]])
     alone = Ranks(0, 1, torch.device("cpu"))
@@ -254,7 +312,7 @@ def test_stored_tokens_are_those_that_repa_computes_in_the_loop(tmp_path, encode
     assert store.kind == "tokens" and store.card.shape == (4, 192)
     batch = domain.train_set().__getitems__(domains.Draws.plain([5, 900]))
     (expected,) = EncoderTargets(ENCODER, str(encoder), (2, 2), domain)(batch)
-    torch.testing.assert_close(store.of(batch), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(store.of(batch).float(), expected, rtol=1e-2, atol=1e-2)
     target = f"[(2, {str(tmp_path / 'store')!r}, 1.0)]"
     train = [*TINY, "--loss-type", "external", "--targets", target, "--max-steps", 2]
     succeed("train", *train, "--results-dir", tmp_path / "results")
