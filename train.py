@@ -57,7 +57,9 @@ def main() -> None:
     origin = checkpoint.read(start.ckpt) if start.ckpt else None
     if origin and not start.resumes:
         with asked_of_user(about=start.ckpt):
-            weights = adapt(origin.ema, model, reversed_time=origin.reversed_time)
+            weights = adapt(
+                origin.ema, model, reversed_time=origin.reversed_time, pruned=config.prune_blocks
+            )
         model.load_state_dict(weights)
     trainer = Trainer(config, domain, transport, model, method, ranks)
     state = trainer.state
@@ -94,6 +96,7 @@ def main() -> None:
         saver = Saver(
             folder, ranks, keep_last=config.keep_last, milestone_every=config.milestone_every
         )
+        looked: dict[str, float] = {}  # the first sample of telemetry
         while state.step < config.max_steps:
             metrics = trainer.step(batches)
             done = state.step
@@ -108,7 +111,8 @@ def main() -> None:
                 with log.paused():
                     found = trainer.telemetry()
                     log.row(done, "telemetry", found)
-                    for alarm in alarms(found) if trainer.reg_weight(done) else ():
+                    looked = looked or found
+                    for alarm in alarms(found, looked, done) if trainer.reg_weight(done) else ():
                         log.say(f"warning: {alarm}")
             if score and (last or done % config.score_every == 0):
                 with log.paused():  # before the save: a run that dies between them scores again
@@ -245,10 +249,13 @@ class Trainer:
         """What the features and the gradients of both terms look like, on the latest micro-batch.
 
         Changes nothing that is trained: its random numbers are those of the step to come, and the
-        gradients are thrown away. Costs two steps and a forward pass.
+        gradients are thrown away. Costs two steps and a forward pass. `unit_ratio` is what
+        `grad_ratio` would be at weight 1: it tells of a term that is not switched on, too.
         """
         batch = self.latest
         weights = self.weights(self.state.step)
+        weight = weights["weight"]
+        weights["weight"] = torch.ones_like(weight)  # the gradient is proportional to it
         draws = self.draws(self.state.step).at(positions(
             self.config.global_batch_size, rank=self.ranks.rank, ranks=self.ranks.size,
             micro=0, micro_batches=self.config.grad_accum,
@@ -260,7 +267,8 @@ class Trainer:
             self.backward(batch, draws, alone, last=True)
             norms[term] = self.state.grad_norm(self.model.parameters())  # not the projectors'
             self.state.opt.zero_grad(set_to_none=True)
-        found = {"grad_ratio": norms["weight"] / norms["velocity_weight"]}
+        ratio = norms["weight"] / norms["velocity_weight"]
+        found = {"grad_ratio": weight * ratio, "unit_ratio": ratio}
         found |= self.look(batch, draws)
         names = sorted(found)
         means = self.ranks.mean(torch.stack([found[name].float() for name in names]))

@@ -6,6 +6,7 @@ python -m experiments.distances --preset digits --seeds 0 1 2
 from functools import partial
 from pathlib import Path
 
+from evaluations import pages
 from evaluations.metrics import mean_interval
 from runtime.entry import run
 
@@ -21,18 +22,22 @@ def runs(setting: Setting) -> list[Run]:
 
 
 def draw(folders: list[Path], out: Path) -> None:
-    """distances.png: a panel per score, mean and deviation over seeds; vanilla at distance 0."""
+    """distances.png: a panel per score, mean and deviation over seeds; vanilla is a dashed line."""
     groups = table.groups_of(table.read(folders)).values()
     names = list(dict.fromkeys(name for results in groups for r in results for name in r.scores))
-    figure, axes = table.figure_of(-(-len(names) // 3), 3)
+    figure, axes = pages.figure_of(-(-len(names) // 3), 3)
     for name, axis in zip(names, axes.flat, strict=False):
         presets: dict[str, list[tuple[int, float, float]]] = {}
         for results in groups:
             values = [one.scores[name] for one in results if name in one.scores]
             if values:
                 found = mean_interval(values)
-                point = distance(results[0].record["flags"]), found.mean, found.std or 0.0
-                presets.setdefault(results[0].record["preset"], []).append(point)
+                record = results[0].record
+                if far := distance(record["flags"]):
+                    points = presets.setdefault(record["preset"], [])
+                    points.append((far, found.mean, found.std or 0.0))
+                else:
+                    axis.axhline(found.mean, color="grey", linestyle="--", linewidth=1)
         for preset, points in presets.items():
             x, y, deviation = zip(*points, strict=True)
             axis.errorbar(x, y, deviation, marker="o", capsize=3, label=preset)
@@ -41,7 +46,7 @@ def draw(folders: list[Path], out: Path) -> None:
         axis.legend()
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    table.save(figure, out / "distances.png")
+    pages.save(figure, out / "distances.png")
 
 
 def distance(flags: dict[str, int]) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluations import pages
 from runtime import checkpoint, distributed
 from runtime.config import GridODE
 from runtime.entry import run
@@ -36,8 +37,9 @@ def draw(folders: list[Path], out: Path) -> None:
     results = table.read(folders)
     first = results[0].record["seed"]
     chosen = [folder for folder in folders if table.read_run(folder).record["seed"] == first]
-    device = distributed.start("auto").device
-    figure, axes = table.figure_of(len(chosen), 1)
+    asked = "cpu" if "--device cpu" in results[0].record["commands"][0] else "auto"
+    device = distributed.start(asked).device
+    figure, axes = pages.figure_of(len(chosen), 1)
     for folder, axis in zip(chosen, axes.flat, strict=True):
         files = [file for one in checkpoint.runs(folder) for file in checkpoint.files_of(one)]
         strip = torch.cat([drawn(file, device) for file in files], -1)  # a column per checkpoint
@@ -48,7 +50,7 @@ def draw(folders: list[Path], out: Path) -> None:
         )
         axis.set_yticks([])
         axis.set_title(table.read_run(folder).record["name"])
-    table.save(figure, out / "progress.png")
+    pages.save(figure, out / "progress.png")
 
 
 def drawn(file: Path, device: torch.device) -> Tensor:

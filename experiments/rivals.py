@@ -5,6 +5,7 @@ python -m experiments.rivals --preset digits --seeds 0 1 2
 
 from functools import partial
 
+import domains
 from runtime.entry import run
 
 from .rows import dispersive, layer_sync, method, vanilla
@@ -13,8 +14,10 @@ from .sweep import SMALL_SCORING, Experiment, Setting, sweep
 
 
 def runs(setting: Setting) -> list[Run]:
-    """REPA's encoder knows photographs: it is left out where the data are small pictures."""
-    encoders = [] if setting.dataset in SMALL_SCORING else [method("repa")]
+    """REPA sees photographs: it is left out where the data are small pictures, or latents. For
+    those store its tokens, methods.features --encoder, and give train.py --loss-type external."""
+    seen = setting.dataset not in SMALL_SCORING and not domains.stored_latents(setting.data_path)
+    encoders = [method("repa")] if seen else []
     return [vanilla(), layer_sync(), dispersive(), method("sra"), method("sra2"), *encoders]
 
 

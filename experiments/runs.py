@@ -19,6 +19,7 @@ from runtime.files import write_json
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
+PARENT = "parent"  # folder of the run that another one starts from, in that one's
 LAST_LINES = 8  # of a failed step's log that are shown
 
 
@@ -29,7 +30,10 @@ class Run:
     name: str
     flags: dict[str, Any]  # of train.py, over those of the preset
     seed: int = 0
+    # Flags of a run that is trained before, and whose EMA weights this one starts from.
+    parent: dict[str, Any] | None = None
     paper: dict[str, float] = field(default_factory=dict)  # the published number of each score
+    pool: str | None = None  # rows of one name here have a row of their mean besides
 
 
 class Step(NamedTuple):
@@ -38,7 +42,6 @@ class Step(NamedTuple):
     name: str
     words: list[str]  # after `python`, as a person types them in the repository's root
     output: Path
-    parallel: bool = False  # can be spread over several GPUs by torchrun
 
 
 class Failure(NamedTuple):
@@ -106,7 +109,7 @@ def perform(step: Step, folder: Path, lock: int, gpus: Sequence[str]) -> Failure
     path = folder / f"{step.name}.log"
     with open(path, "ab") as log:
         done = subprocess.run(
-            executable(step, len(gpus)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            executable(step), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             env=environment(gpus), pass_fds=[lock],
         )  # fmt: skip
     if done.returncode == 0 and step.output.exists():
@@ -115,11 +118,15 @@ def perform(step: Step, folder: Path, lock: int, gpus: Sequence[str]) -> Failure
     return Failure(f"{folder}: {step.name} ended with exit code {done.returncode}", path, lines)
 
 
-def executable(step: Step, gpus: int) -> list[str]:
+def executable(step: Step) -> list[str]:
     """The command of a step, wherever this process was started."""
     words = [str(ROOT / word) if word.endswith(".py") else word for word in step.words]
-    spread = [*TORCHRUN, f"--nproc_per_node={gpus}"] if step.parallel and gpus > 1 else []
-    return [sys.executable, *spread, *words]
+    return [sys.executable, *words]
+
+
+def spread(words: list[str], gpus: int) -> list[str]:
+    """The same command in a process per GPU."""
+    return [*TORCHRUN, f"--nproc_per_node={gpus}", *words] if gpus > 1 else words
 
 
 def environment(gpus: Sequence[str]) -> dict[str, str]:
@@ -143,7 +150,7 @@ def only_one(path: Path) -> Iterator[int]:
 
 def discard_stillborn(folder: Path) -> None:
     """Training that died before its first checkpoint starts again, under the same number."""
-    for run in checkpoint.runs(folder):
+    for run in [*checkpoint.runs(folder), *checkpoint.runs(folder / PARENT)]:
         if not checkpoint.files_of(run):
             shutil.rmtree(run)
 
@@ -155,6 +162,8 @@ def as_words(flags: Mapping[str, Any]) -> list[str]:
         dashed = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{dashed}" if value else f"--no-{dashed}")
+        elif isinstance(value, list):
+            words += [f"--{dashed}", *map(str, value)]
         else:
             words += [f"--{dashed}", str(value)]
     return words

@@ -17,7 +17,7 @@ from .runs import ROOT, typed
 
 SWEEPS = (
     "gate", "rivals", "table1", "table2", "table5", "table6", "table8", "figure2", "distances",
-    "schedule", "similarities", "controls",
+    "schedule", "similarities", "controls", "prune",
 )  # fmt: skip
 
 

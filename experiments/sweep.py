@@ -4,6 +4,7 @@ python -m experiments.table6 --preset digits --seeds 0 1 2
 """
 
 import dataclasses
+import math
 import os
 import queue
 import sys
@@ -17,6 +18,7 @@ import torch
 import tyro
 
 from layersync import default_pair
+from methods import check_flags
 from models import architecture
 from runtime import config as flags_of
 from runtime.checkpoint import run_label
@@ -26,7 +28,19 @@ from runtime.errors import InputError
 from runtime.presets import PRESETS
 
 from . import table
-from .runs import LAST_LINES, Failure, Planned, Run, Step, as_words, only_one, perform, typed
+from .runs import (
+    LAST_LINES,
+    PARENT,
+    Failure,
+    Planned,
+    Run,
+    Step,
+    as_words,
+    only_one,
+    perform,
+    spread,
+    typed,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,7 @@ class Scoring(NamedTuple):
         return [*words, "--num-sampling-steps", str(self.time_points)]
 
 
+EMA_SHARE = 0.05  # of a run, at most, the half-life of the EMA
 PAPER_SCORING = Scoring(50_000, 50, None, "VIRTUAL_imagenet256_labeled.npz", "inception")
 SMALL_SCORING = {  # --dataset_name -> its own; all others are scored as in the paper
     "digits": Scoring(500, 100, 25, "digits", "classifier"),
@@ -114,12 +129,15 @@ def sweep(experiment: Experiment) -> None:
         flags_of.known(name, PRESETS, "preset")
     preparations: dict[Path, Step] = {}
     runs: list[Planned] = []
+    notes: list[str] = []
     for preset in chosen:
         shared = shared_words(preset, flags, argv[cut + 1 :])
         config = flags_of.parse(TrainConfig, PRESETS, shared)
         scoring, prepared = scoring_of(config, flags)
         preparations |= {step.output: step for step in prepared}
         setting = setting_of(preset, config, flags.results)
+        if note := ema_note(config):
+            notes.append(note)
         prepared = experiment.prepare(setting) if experiment.prepare else []
         preparations |= {step.output: step for step in prepared}
         for index, row in enumerate(experiment.runs(setting)):
@@ -133,6 +151,7 @@ def sweep(experiment: Experiment) -> None:
         return print("\n".join(typed(step.words) for step in steps))
     for run in runs:
         run.check()
+    print("\n".join(dict.fromkeys(notes)), end="\n" if notes else "", flush=True)
     failures = prepare(list(preparations.values()), flags.results)
     if not failures:
         failures = (on_slurm if flags.slurm else locally)(runs, flags, folder)
@@ -147,6 +166,18 @@ def sweep(experiment: Experiment) -> None:
         print(f"error: {failure.what} ({failure.log}):\n{lines}", file=sys.stderr)
     if failures:
         sys.exit(1)
+
+
+def ema_note(config: TrainConfig) -> str | None:
+    """What to say where the EMA is still near the initial weights when the run ends."""
+    half_life = math.log(0.5) / math.log(config.ema_decay) if 0 < config.ema_decay < 1 else 0
+    if half_life <= config.max_steps * EMA_SHARE:
+        return None
+    decay = 0.5 ** (1 / max(1.0, config.max_steps * EMA_SHARE))
+    return (
+        f"note: at --ema-decay {config.ema_decay:g} the samples of {config.max_steps} steps are of "
+        f"weights from {half_life:.0f} steps before and more: give -- --ema-decay {decay:.4g}"
+    )
 
 
 def check(flags: SweepFlags) -> None:
@@ -228,31 +259,43 @@ def planned(
     label = f"{name}-seed{run.seed}"
     folder = flags.results / experiment.name / label
     trained = folder / f"000-{run_label(config.model, label)}" / "checkpoints"
-    ckpt = trained / f"{config.max_steps:07d}.pt"
-    train = ["train.py", *shared, *as_words(run.flags)]
-    train += ["--global-seed", str(run.seed), "--results-dir", str(folder)]
-    train += ["--wandb-run-name", label, "--resume", "auto"]
+    steps_of_run = run.flags.get("max_steps", config.max_steps)
+    ckpt = trained / f"{steps_of_run:07d}.pt"
+
+    def train_words(flags: dict[str, Any], results: Path) -> list[str]:
+        words = ["train.py", *shared, *as_words(flags), "--global-seed", str(run.seed)]
+        words += ["--results-dir", str(results), "--wandb-run-name", label]
+        return [*words, "--resume", "auto"]
+
+    steps, origin = [], {}
+    if run.parent is not None:
+        parent = folder / PARENT / ckpt.relative_to(folder).with_stem(f"{config.max_steps:07d}")
+        words = train_words(run.parent, folder / PARENT)
+        steps.append(Step("parent", spread(words, flags.gpus_per_run), parent))
+        origin = {"fine_tune": True, "ckpt": str(parent)}
+    train = train_words(run.flags | origin, folder)
+    check_flags(flags_of.parse(TrainConfig, PRESETS, train[1:]))  # before days of the other rows
     held_out = folder / "heldout.json"
-    heldout = ["-m", "experiments.heldout", str(ckpt), "--out", str(held_out)]
+    heldout = ["-m", "evaluations.heldout", str(ckpt), "--out", str(held_out)]
     common = [*data_words(config), *device_words(flags)]
-    steps = [
-        Step("train", train, ckpt, parallel=True),
+    steps += [
+        Step("train", spread(train, flags.gpus_per_run), ckpt),
         Step("heldout", [*heldout, *common], held_out),
     ]
     for way, own in experiment.samplings(setting).items():
         sample = ["sample_ddp.py", "--protocol", experiment.protocol, "--ckpt", str(ckpt), *own]
         sample += [*scoring.sample_words(), "--global-seed", str(run.seed)]
-        sample += ["--sample-dir", str(folder), "--name", way]
+        sample += ["--sample-dir", str(folder), "--name", way, *common]
         score = ["-m", "evaluations.images", scoring.reference, str(folder / f"{way}.npz")]
         score += ["--extractor", scoring.extractor]
         steps += [
-            Step(way, [*sample, *common], folder / f"{way}.json", parallel=True),
+            Step(way, spread(sample, flags.gpus_per_run), folder / f"{way}.json"),
             Step(f"{way}.score", [*score, *common], folder / f"{way}.score.json"),
         ]
     record = {
         "experiment": experiment.name, "reproduces": experiment.title, "preset": setting.preset,
         "name": name, "index": index, "seed": run.seed, "flags": run.flags,
-        "max_steps": config.max_steps, "paper": run.paper,
+        "max_steps": steps_of_run, "paper": run.paper, "pool": run.pool,
         "pair": [setting.student, setting.teacher],
         "commands": [typed(step.words) for step in steps],
     }  # fmt: skip
@@ -313,7 +356,6 @@ def on_slurm(runs: list[Planned], flags: SweepFlags, folder: Path) -> list[Failu
     except ImportError as error:
         raise InputError("--slurm needs submitit: pip install 'layersync[slurm]'") from error
     options = dict(word.split("=", 1) for word in flags.slurm)
-    gpus = [str(number) for number in range(flags.gpus_per_run)] if flags.gpus_per_run > 1 else []
     try:
         executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
         executor.update_parameters(
@@ -324,7 +366,7 @@ def on_slurm(runs: list[Planned], flags: SweepFlags, folder: Path) -> list[Failu
         raise InputError(f"--slurm {' '.join(flags.slurm)}: {sentence}") from error
     left = [run for run in runs if not run.finished]
     with executor.batch():
-        jobs = [executor.submit(run.execute, gpus) for run in left]
+        jobs = [executor.submit(run.execute) for run in left]
     print(f"{len(jobs)} jobs: {', '.join(job.job_id for job in jobs)}", flush=True)
     return [failure for run, job in zip(left, jobs, strict=True) if (failure := ended(run, job))]
 

@@ -3,7 +3,6 @@
 python -m experiments.table results/experiments/table6 --out report
 """
 
-import base64
 import html
 import json
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from evaluations import pages
 from evaluations.images.report import NAMES
 from evaluations.metrics import mean_interval
 from runtime import checkpoint
@@ -128,23 +128,50 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     names = list(dict.fromkeys(name for result in results for name in result.scores))
     # The held-out loss, or that on training images where none are held out.
     paired = next((name for name in names if name.endswith("loss, ema")), f"{HELD_OUT}, ema")
-    head = ["run", "steps", "seeds", *names, f"{paired}, minus the first row's", "paper"]
-    rows, baselines = [], {}
-    for (experiment, name), runs in groups_of(results).items():
-        baseline = baselines.setdefault((experiment, runs[0].record["preset"]), runs)
-        paper = runs[0].record["paper"]
+    head = ["run", "steps", "seeds", *names, f"{paired}, minus the baseline's", "paper"]
+    groups = groups_of(results)
+    # The first row of an experiment under a preset; not there if it has failed.
+    baselines = {
+        (experiment, runs[0].record["preset"]): runs
+        for (experiment, _), runs in groups.items()
+        if runs[0].record["index"] == 0
+    }
+    rows = []
+    pools: dict[tuple[str, str, str], list[list[Result]]] = {}
+    for (experiment, name), runs in groups.items():
+        record = runs[0].record
+        baseline = baselines.get((experiment, record["preset"]), [])
+        if pool := record.get("pool"):
+            pools.setdefault((experiment, record["preset"], pool), []).append(runs)
         rows.append(
             [
                 name,
                 ", ".join(dict.fromkeys(str(run.record["max_steps"]) for run in runs)),
                 ", ".join(str(run.record["seed"]) for run in runs),
-                *(spread([run.scores[one] for run in runs if one in run.scores]) for one in names),
+                *(spread(values_of(runs, one)) for one in names),
                 "-" if runs is baseline else difference(runs, baseline, paired),
-                ", ".join(f"{NAMES.get(key, key)} {value:g}" for key, value in paper.items())
-                or "-",
+                "-" if pool else published(record["paper"]),
             ]
         )
+    for (_, preset, pool), members in pools.items():
+        means = {one: [mean_of(runs, one) for runs in members] for one in names}
+        scores = [spread([mean for mean in means[one] if mean is not None]) for one in names]
+        paper = published(members[0][0].record["paper"])
+        rows.append([f"{preset}-{pool}, mean over rows", "", "", *scores, "-", paper])
     return head, rows
+
+
+def values_of(runs: Sequence[Result], name: str) -> list[float]:
+    return [run.scores[name] for run in runs if name in run.scores]
+
+
+def mean_of(runs: Sequence[Result], name: str) -> float | None:
+    values = values_of(runs, name)
+    return mean_interval(values).mean if values else None
+
+
+def published(paper: dict[str, float]) -> str:
+    return ", ".join(f"{NAMES.get(key, key)} {value:g}" for key, value in paper.items()) or "-"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -182,7 +209,7 @@ def write(results: Sequence[Result], out: Path, title: str) -> str:
         file.write(markdown.encode())
     draw_curves(results, out / "curves.png")
     with atomic_write(out / "index.html") as file:
-        file.write(page(results, head, rows, out / "curves.png", title).encode())
+        file.write(page(results, head, rows, out / "curves.png", title))
     return markdown
 
 
@@ -192,7 +219,7 @@ def draw_curves(results: Sequence[Result], path: Path) -> None:
     names = [key for key in keys if key not in OF_THE_MACHINE | {"step"}]
     columns = min(3, max(1, len(names)))
     height = max(1, -(-len(names) // columns))
-    figure, axes = figure_of(height, columns)
+    figure, axes = pages.figure_of(height, columns)
     colors = {group: f"C{number}" for number, group in enumerate(groups_of(results))}
     for name, axis in zip(names, axes.flat, strict=False):
         for result in results:
@@ -205,57 +232,25 @@ def draw_curves(results: Sequence[Result], path: Path) -> None:
         axis.set_axis_off()
     handles = [axes.flat[0].plot([], [], color=color)[0] for color in colors.values()]
     figure.legend(handles, [name for _, name in colors], loc="outside lower center", ncols=columns)
-    save(figure, path)
-
-
-def figure_of(rows: int, columns: int) -> tuple[Any, Any]:
-    """A figure and its axes (rows, columns); drawn without a display."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * columns, 3.2 * rows + 0.8), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def save(figure: Any, path: Path) -> None:
-    with atomic_write(path) as file:
-        # Without the version of matplotlib, which would make equal pictures unequal files.
-        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    pages.save(figure, path)
 
 
 def page(
     results: Sequence[Result], head: list[str], rows: list[list[str]], curves: Path, title: str
-) -> str:
+) -> bytes:
     """Everything in one file, pictures included: it can be mailed, and nothing is fetched."""
-
-    def table_row(tag: str, line: list[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>\n"
-
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n',
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n",
-        f"<h1>{html.escape(title)}</h1>\n<table>\n{table_row('th', head)}",
-        *(table_row("td", row) for row in rows),
-        f"</table>\n<h2>Curves</h2>\n{inlined(curves)}<h2>Samples and commands</h2>\n",
-    ]
+    parts = [pages.table(head, rows), f"<h2>Curves</h2>\n{pages.inlined(curves)}"]
+    parts.append("<h2>Samples and commands</h2>\n")
     for result in results:
         record = result.record
         commands = html.escape("\n".join(record["commands"]))
         parts.append(f"<h3>{html.escape(record['name'])}, seed {record['seed']}</h3>\n")
         if result.picture:
-            parts.append(f"<p>Left real images, right samples.</p>\n{inlined(result.picture)}")
+            parts.append(
+                f"<p>Left real images, right samples.</p>\n{pages.inlined(result.picture)}"
+            )
         parts.append(f"<pre>{commands}</pre>\n")
-    return "".join([*parts, "</html>\n"])
-
-
-STYLE = (
-    "body{font:15px sans-serif;margin:2em}td,th{padding:.2em .7em;text-align:left}"
-    "th{border-bottom:1px solid}img{max-width:100%}pre{white-space:pre-wrap}"
-)
-
-
-def inlined(picture: Path) -> str:
-    content = base64.b64encode(picture.read_bytes()).decode()
-    return f'<img alt="{html.escape(picture.stem)}" src="data:image/png;base64,{content}">\n'
+    return pages.page(title, parts)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,12 @@ from .runs import Run
 from .sweep import Experiment, Setting, sweep
 
 # FID of the paper, by preset and way of sampling.
-PAPER = {"t8": {"vanilla": {"FID, whole": 37.03}, "layer_sync": {"FID, whole": 25.72}}}
+PAPER = {
+    "t8": {
+        "vanilla": {"FID, whole": 37.03, "FID, between": 211.66},
+        "layer_sync": {"FID, whole": 25.72, "FID, between": 55.07},
+    }
+}
 
 
 def runs(setting: Setting) -> list[Run]:

@@ -6,6 +6,7 @@ its options through `functools.partial`.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +122,7 @@ def relation(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Te
 SIMILARITIES: dict[str, Similarity] = {
     "cosine": cosine,
     "centred": centred,
+    "centred_all": partial(centred, all_ranks=True),
     "spatial": spatial,
     "smooth_l1": smooth_l1,
     "relation": relation,

@@ -23,6 +23,9 @@ def effective_rank(tokens: Tensor) -> Tensor:
     return trace.square() / covariance.square().sum().clamp(min=torch.finfo(tokens.dtype).tiny)
 
 
+IDENTITY = 10  # steps in which adaLN-zero blocks may still be the identity
+
+
 @torch.no_grad()
 def statistics(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     """0-dim float32 tensors of features (B, N, D) and (B, N, D).
@@ -42,19 +45,27 @@ def statistics(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     }
 
 
-def alarms(telemetry: dict[str, float]) -> list[str]:
+FALLEN = 0.1  # a share of the first value that is seen
+
+
+def alarms(now: dict[str, float], first: dict[str, float], step: int) -> list[str]:
     """What to tell people of `Regulariser.telemetry` and of the ratio of both terms' gradients.
 
-    Not a cosine near 1: it is so from the start, and says neither success nor failure.
+    A teacher has collapsed if its tokens' rank is below 2, or its rank or norm below a tenth of
+    what was seen first. A cosine near 1 is no alarm: it is so from the start, and says neither
+    success nor failure. Nor is a ratio of nil in the first steps, while all blocks are still the
+    identity.
+
+    Args:
+        now, first: means over the ranks, of this sample and of the run's first.
     """
     found = []
-    for name, value in telemetry.items():
-        if name.startswith("teacher_rank") and value < 2:
-            found.append(f"{name} is {value:.2f}: the teacher's tokens have collapsed to a line")
-        if name.startswith("teacher_norm") and value < 1e-3:
-            found.append(f"{name} is {value:.1e}: the teacher's tokens have shrunk to nothing")
-    cosines = [value for name, value in telemetry.items() if name.startswith("cosine")]
-    begins = bool(cosines) and min(cosines) > 1 - 1e-6  # every block is still the identity
-    if not begins and not telemetry.get("grad_ratio", 1.0) > 1e-6:
+    for name, value in now.items():
+        before = first.get(name, value)
+        if name.startswith("teacher_rank") and (value < 2 or value < FALLEN * before):
+            found.append(f"{name} is {value:.2f}, {before:.2f} at first: the teacher collapses")
+        if name.startswith("teacher_norm") and (value < 1e-3 or value < FALLEN * before):
+            found.append(f"{name} is {value:.1e}, {before:.1e} at first: the teacher collapses")
+    if step > IDENTITY and not now.get("grad_ratio", 1.0) > 1e-6:
         found.append("grad_ratio is nil: the regulariser moves nothing")
     return found

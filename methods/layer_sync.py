@@ -1,7 +1,5 @@
 """LayerSync and its ablations, and plain SiT."""
 
-import ast
-
 import torch
 from torch import nn
 
@@ -12,7 +10,7 @@ from runtime.config import TrainConfig
 from runtime.errors import InputError
 from runtime.random import seed_of
 
-from .method import Method, schedule_of, settled
+from .method import Method, literal, schedule_of, settled
 
 
 def vanilla(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
@@ -27,10 +25,10 @@ def layer_sync(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainCo
 
 def multiple_sync(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
     try:
-        pairs = [(int(s), int(t)) for s, t in ast.literal_eval(config.multi_blocks_match)]
-    except (ValueError, SyntaxError, TypeError):
+        pairs = [(student, teacher) for student, teacher in literal(config.multi_blocks_match)]
+    except (ValueError, TypeError):
         pairs = []
-    if not pairs:
+    if not pairs or not all(type(block) is int for pair in pairs for block in pair):
         raise InputError(
             f"--multi-blocks-match {config.multi_blocks_match!r} names no pairs: "
             "write it like '[(2,6),(4,8)]'"
@@ -52,7 +50,7 @@ def synced(
         reverse=config.reverse_sync,
         teacher=config.teacher,
     )
-    compares_images = config.teacher == "other_image" or config.similarity == "centred"
+    compares_images = config.teacher == "other_image" or config.similarity.startswith("centred")
     teacher = random_teacher(model, config.global_seed) if config.teacher == "random" else None
     return config, Method(sync, teacher=teacher, least_images=2 if compares_images else 1)
 

@@ -1,7 +1,8 @@
 """What the training loop is handed of a method, and what all of them share."""
 
+import ast
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,26 @@ def settled(config: TrainConfig, **published: float | int) -> TrainConfig:
     )
 
 
+def literal(asked: str) -> Any:
+    """A list that a flag holds.
+
+    Raises:
+        ValueError: it is no literal of Python.
+    """
+    try:
+        return ast.literal_eval(asked)
+    except (SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
 def schedule_of(config: TrainConfig) -> Schedule:
     """--reg-schedule from --reg-start on, nothing before.
 
     Raises:
-        InputError: a schedule without its length.
+        InputError: a schedule without its length, or a length without a schedule.
     """
+    if config.reg_schedule == "constant" and config.reg_schedule_steps:
+        raise InputError("--reg-schedule-steps: --reg-schedule constant has no length")
     if config.reg_schedule != "constant" and config.reg_schedule_steps < 1:
         raise InputError(f"--reg-schedule {config.reg_schedule} needs --reg-schedule-steps N")
     factor, start = SCHEDULES[config.reg_schedule](config.reg_schedule_steps), config.reg_start

@@ -1,6 +1,6 @@
 """The other regularisers, with the settings that their authors published."""
 
-import ast
+import math
 from typing import NamedTuple
 
 from domains import Domain
@@ -11,8 +11,8 @@ from runtime.config import TrainConfig
 from runtime.errors import InputError
 
 from .encoders import EncoderTargets
-from .features import StoredTargets
-from .method import Method, schedule_of, settled
+from .method import Method, literal, schedule_of, settled
+from .store import FeatureStore, StoredTargets
 
 
 class DispersiveSettings(NamedTuple):
@@ -64,17 +64,11 @@ def repa(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, 
 
 def external(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
     """Features that were stored before: any number of targets, each at its block."""
-    try:
-        asked = [(int(b), str(f), float(w)) for b, f, w in ast.literal_eval(config.targets)]
-    except (ValueError, SyntaxError, TypeError):
-        asked = []
-    if not asked:
-        raise InputError(
-            f"--targets {config.targets!r} names no features: write it like "
-            "'[(8, \"features/dinov2\", 1.0)]': block, folder of methods.features, weight"
-        )
+    asked = targets_of(config.targets)
     config = settled(config, reg_weight=0.5)
     stored = StoredTargets([folder for _, folder, _ in asked], domain)
+    for store in stored.stores:
+        check_tokens(store, model)
     alignment = Alignment(
         [
             Target(checked(block, model), store.width, weight, store.kind)
@@ -84,6 +78,36 @@ def external(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConf
         velocity_warmup=config.velocity_warmup, schedule=schedule_of(config),
     )  # fmt: skip
     return config, Method(alignment, stored)
+
+
+def targets_of(asked: str) -> list[tuple[int, str, float]]:
+    try:
+        found = [(block, folder, float(weight)) for block, folder, weight in literal(asked)]
+    except (ValueError, TypeError):
+        found = []
+    sound = all(
+        type(block) is int and type(folder) is str and 0 <= weight < math.inf
+        for block, folder, weight in found
+    )
+    if not found or not sound:
+        raise InputError(
+            f"--targets {asked!r} names no features: write it like "
+            "'[(8, \"features/dinov2\", 1.0)]': block, folder of methods.features, weight"
+        )
+    return found
+
+
+def check_tokens(store: FeatureStore, model: SiT) -> None:
+    """
+    Raises:
+        InputError: as many tokens as another grid than the model's has.
+    """
+    tokens = math.prod(model.grid)
+    if store.kind == "tokens" and store.card.shape[0] != tokens:
+        raise InputError(
+            f"{store.folder} has {store.card.shape[0]} tokens per image, and the model {tokens}: "
+            f"make them again with methods.features --grid {model.grid[0]}"
+        )
 
 
 SRA_PAIRS = {12: (3, 8), 24: (6, 18), 28: (8, 20)}  # B, L, XL; else 1/4 and 3/4 of the depth
@@ -105,7 +129,8 @@ def sra(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, M
             raise InputError(
                 f"--sra-epoch-steps: --sra-variant {config.sra_variant} does not decay"
             )
-        schedule = times(schedule, sra_decay(config.sra_epoch_steps))
+        last_full, per_tenth = (99, 800) if config.image_size == 512 else (149, 1000)
+        schedule = times(schedule, sra_decay(config.sra_epoch_steps, last_full, per_tenth))
     return config, Method(
         SRA(
             checked(config.encoder_depth, model),

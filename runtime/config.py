@@ -64,14 +64,17 @@ class TrainConfig(TransportFlags):
     stop_gradient: bool = True  # False lets the teacher follow the student (ablation)
     reverse_sync: bool = False  # pull the deep block towards the shallow one (control)
     reg_start: int = 0  # steps before the term is switched on
-    similarity: Literal["cosine", "centred", "spatial", "smooth_l1", "relation"] = "cosine"
+    # what is compared; centred: without the mean over a rank's batch, centred_all: over all ranks'
+    similarity: Literal["cosine", "centred", "centred_all", "spatial", "smooth_l1", "relation"] = (
+        "cosine"
+    )
     teacher: Literal["own", "other_image", "random"] = "own"  # whose features; others: controls
     telemetry_every: int = 0  # steps per look at features and gradient ratio; 0: none
 
     # rivals; --encoder-depth, --gt-encoder-depth and --reg-weight are theirs too
     disp_variant: Literal["jax", "torch"] = "jax"  # dispersive: the paper's or the release's
     disp_tau: float | None = None  # its temperature; None: the variant's
-    disp_gather: bool = False  # over the global batch instead of each rank's
+    disp_gather: bool = False  # over the micro-batches of all ranks instead of each rank's own
     repa_variant: Literal["repa", "irepa"] = "repa"  # MLP, or convolution and spatial norm
     repa_encoder: str = "vit_base_patch14_dinov2.lvd142m"  # of timm
     repa_weights: str | None = None  # its file; None: timm's cache, or the hub
@@ -119,6 +122,7 @@ class TrainConfig(TransportFlags):
     resume_anyway: bool = False  # resume although flags differ from the checkpoint's
     ckpt: str | None = None  # resume this file or run folder; with --fine-tune: start from it
     fine_tune: bool = False  # load the EMA weights of --ckpt only; new classes and sizes are fine
+    prune_blocks: tuple[int, ...] = ()  # with --fine-tune: blocks of --ckpt to leave out, from 1
     dry_run: bool = False  # print the resolved flags, parameters and memory, and stop
     plan: bool = False  # run a few steps, print what the whole run would cost, and stop
 
@@ -130,7 +134,7 @@ MAY_CHANGE = frozenset(
     "attention shard epochs max_steps device results_dir wandb_run_name wandb tensorboard "
     "telemetry_every log_every ckpt_every keep_last milestone_every sample_every cfg_scale "
     "score_every score_samples score_extractor score_reference resume resume_anyway ckpt fine_tune "
-    "dry_run plan".split()
+    "prune_blocks dry_run plan".split()
 )
 
 
@@ -245,8 +249,29 @@ class NpzSDE(SDEFlags, NpzFlags):
     """N samples to an .npz by the reverse SDE."""
 
 
-SYNCED = ("layer_sync", "multiple_sync")
-PAIR_AND_WEIGHT = ("encoder_depth", "gt_encoder_depth", "reg_weight")
+TERM = {"reg_weight", "reg_schedule", "reg_schedule_steps", "reg_start", "telemetry_every"}
+SYNC = TERM | {"similarity", "teacher", "stop_gradient", "reverse_sync"}
+# The flags of train.py's regulariser groups that each method reads.
+READS: dict[str, set[str]] = {
+    "layer_sync": SYNC | {"encoder_depth", "gt_encoder_depth"},
+    "multiple_sync": SYNC | {"multi_blocks_match"},
+    "vanilla": set(),
+    "dispersive": TERM | {"encoder_depth", "disp_variant", "disp_tau", "disp_gather"},
+    "repa": TERM
+    | {"encoder_depth", "repa_variant", "repa_encoder", "repa_weights", "velocity_warmup"},
+    "external": TERM | {"targets", "velocity_warmup"},
+    "sra": TERM
+    | {"encoder_depth", "gt_encoder_depth", "sra_variant", "sra_cos_axis", "sra_epoch_steps"},
+    "sra2": TERM | {"encoder_depth"},
+}
+FAMILY = {"layer_sync", "multiple_sync"}  # they share the published weight
+
+
+def foreign_to(loss_type: str) -> set[str]:
+    """The flags of other methods, which this one does not read."""
+    return set().union(*READS.values()) - READS.get(loss_type, set())
+
+
 MOST = 2**62  # seeds and counts
 SMALLEST = 1e-30  # "more than 0"
 # Flag -> the smallest and largest value that makes sense, both included.
@@ -269,6 +294,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "diffusion_norm": (0, 1e6), "last_step_size": (0, 0.99),
     "num_fid_samples": (1, MOST), "per_proc_batch_size": (1, MOST),
     "batch_size": (1, MOST), "shard_size": (1, MOST), "is_split": (1, MOST), "min_accuracy": (0, 1),
+    "grid": (1, 1024),
 }  # fmt: skip
 
 
@@ -301,9 +327,10 @@ def parse(
     row = dict(known(name, presets, "preset")) if name else {}
     published = row.get("loss_type", "layer_sync")
     method = peek("--loss-type", argv) or peek("--loss_type", argv) or published
-    if method != published and not {method, published} <= set(SYNCED):
-        # A preset's pair and weight are its method's; the others have their authors' own.
-        row = {key: value for key, value in row.items() if key not in PAIR_AND_WEIGHT}
+    # A preset's flags are its method's; the others have their authors' own.
+    others = foreign_to(method) if {method, published} <= FAMILY else foreign_to("vanilla")
+    if method != published:
+        row = {key: value for key, value in row.items() if key not in others}
     default = config(**row, preset=name) if name else config()
     return checked(tyro.cli(config, args=argv, default=default, console_outputs=speaks()))
 

@@ -29,8 +29,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "t6": paper("B", 400_000, 2, 8, 0.2),  # Table 6, weight 0.2: 31.02
     "t8": paper("XL", 120_000, 7, 16, 0.2),  # Table 8: 25.72; vanilla 37.03
     "fig18": paper("XL", 4_000_000, 8, 16, 0.2),  # Figure 18, heun2, cfg 4.0
-    # Rivals as their authors trained them, FID under repa-sde. Tables under equal conditions are
-    # `--preset t1-xl --loss-type repa` instead.
+    # Rivals as their authors trained them, with their best FID, under repa-sde unless it says else.
+    # Tables under equal conditions are `--preset t1-xl --loss-type repa` instead.
     "repa-run": dict(AS_REPA, loss_type="repa", max_steps=4_000_000),  # REPA, XL, 800 epochs: 1.42
     "sra-run": dict(  # SRA, XL, 800 epochs: 1.58
         AS_REPA, loss_type="sra", max_steps=4_000_000, sra_epoch_steps=5004

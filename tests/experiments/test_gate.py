@@ -3,26 +3,11 @@
 import json
 
 import pytest
-import torch
 
 from experiments import gate
 from tests.commands import succeed
 
 TINY = ["--", "--model", "SiT-Ti/4", "--hidden-size", 32, "--num-heads", 2, "--depth", 4]
-
-
-def test_a_probe_reads_what_is_linear_and_nothing_from_noise():
-    random = torch.Generator().manual_seed(0)
-    y = torch.arange(400) % 4
-    signal = torch.nn.functional.one_hot(y).float() @ torch.randn(4, 8, generator=random)
-    noise = torch.randn(400, 8, generator=random)
-    sets = ({1: signal + 0.01 * noise, 2: noise}, y)
-    halves = [
-        ({b: x[part] for b, x in sets[0].items()}, y[part])
-        for part in (slice(200), slice(200, 400))
-    ]
-    assert gate.probe(*halves, 1) == 1.0
-    assert gate.probe(*halves, 2) < 0.4
 
 
 @pytest.mark.slow
@@ -35,38 +20,33 @@ def test_the_gate_on_digits_from_an_empty_folder(tmp_path):
     assert found["minus_vanilla"]["vanilla"]["mean"] == 0
     (probes,) = found["probes"]
     assert len(probes["blocks"]) == 4 and probes["step"] == 1 and max(probes["blocks"]) < 0.9
-    assert found["open"] == (found["has_gap"] and found["positive_control_helps"])
-    assert ("the gate is open" in done.out) == found["open"]
+    assert found["positive_control_helps"] is None and "it takes 3 seeds" in done.out
 
 
 @pytest.mark.parametrize(
-    ("gap", "gains", "opens"),
+    ("gap", "gains", "says"),
     [
-        (0.06, (0.011, 0.01, 0.012), True),
-        (0.04, (0.011, 0.01, 0.012), False),  # the teacher is hardly better
-        (0.06, (-0.011, -0.01, -0.012), False),
-        (0.06, (0.03, -0.02, 0.01), False),  # seeds disagree
-        (0.06, (0.01,), False),  # one seed decides nothing
+        (0.06, (0.011, 0.01, 0.012), "is open"),
+        (0.04, (0.011, 0.01, 0.012), "is shut"),  # the teacher is hardly better
+        (0.06, (-0.011, -0.01, -0.012), "is shut"),
+        (0.06, (0.03, -0.02, 0.01), "is shut"),  # seeds disagree
+        (0.06, (0.01, 0.012), "is undecided"),  # two seeds say nothing of their spread
+        (0.06, (0.01,), "is undecided"),
+        (0.04, (0.01,), "is shut"),
     ],
 )
 def test_it_opens_only_if_there_is_something_to_hand_on_and_room_for_it(
-    monkeypatch, gap, gains, opens
+    monkeypatch, gap, gains, says
 ):
-    probe = {
-        "run": "r",
-        "step": 1,
-        "blocks": [0.5, 0.5 + gap],
-        "student": 0.5,
-        "teacher": 0.5 + gap,
-    }
+    probe = dict(run="r", step=1, blocks=[0.5, 0.5 + gap], student=0.5, teacher=0.5 + gap)
     monkeypatch.setattr(gate, "probes_of", lambda folder, pair: probe)
 
     def result(name, seed, loss):
         record = {"name": f"digits-{name}", "seed": seed, "preset": "digits", "pair": [1, 2]}
-        return None, gate.table.Result(record, {"held-out loss, ema": loss}, [], None)
+        # The EMA of a short run is near the start: it is not what counts.
+        scores = {"held-out loss, model": loss, "held-out loss, ema": 1.0}
+        return None, gate.table.Result(record, scores, [], None)
 
     results = [result("vanilla", seed, 0.5) for seed, _ in enumerate(gains)]
     results += [result("positive-control", seed, 0.5 - gain) for seed, gain in enumerate(gains)]
-    found = gate.judged("digits", results)
-    assert found["open"] == opens
-    assert ("the gate is open" in gate.as_text("digits", found)) == opens
+    assert f"the gate {says}" in gate.as_text("digits", gate.judged("digits", results))

@@ -16,8 +16,9 @@ from importlib import import_module
 import pytest
 import tyro
 
+from evaluations import heldout
 from evaluations.images import __main__ as images
-from experiments import heldout, runs
+from experiments import runs
 from experiments.sweep import Experiment
 from methods import features
 from runtime import config
@@ -63,7 +64,7 @@ def test_a_finished_run_is_not_touched_again(results, here):
     # One output less: only its own step is done again.
     (results / "small/digits-vanilla-seed0/heldout.json").unlink()
     assert run_small(results).code == 0
-    assert [words[1] for words in here[8:]] == ["experiments.heldout"]
+    assert [words[1] for words in here[8:]] == ["evaluations.heldout"]
     # Begun runs are not mixed with other flags.
     said = run_small(results, "--max-steps", 8)
     assert said.code == 2 and "was begun with" in said.err and said.err.count("\n") == 1
@@ -167,9 +168,18 @@ def test_runs_are_dealt_out_to_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,2,0")
     assert sweep.gpu_groups(pairs) == [["3", "1"], ["2", "0"]]
     assert sweep.gpu_groups(dataclasses.replace(flags, device="cpu")) == [[]]
-    step = runs.Step("train", ["train.py", "--lr", "1"], ROOT, parallel=True)
-    assert "--nproc_per_node=2" in runs.executable(step, 2)
-    assert runs.executable(step, 1) == [sys.executable, str(ROOT / "train.py"), "--lr", "1"]
+    step = runs.Step("train", ["train.py", "--lr", "1"], ROOT)
+    assert runs.executable(step) == [sys.executable, str(ROOT / "train.py"), "--lr", "1"]
+    words = ["--preset", "t6", "--gpus-per-run", 2, "--dry-run", "--reference", "REF.npz"]
+    said = succeed("experiments.table6", *words).out
+    torchrun = "python -m torch.distributed.run --standalone --nproc_per_node=2 "
+    assert f"{torchrun}train.py" in said and f"{torchrun}sample_ddp.py" in said
+
+
+def test_a_row_that_cannot_train_is_refused_before_the_others_do(results, here):
+    words = [*SHORT, "--results", results, "--", "--encoder-depth", 2]
+    said = refused("tests.experiments.small", *words)
+    assert "--encoder-depth has no meaning for --loss-type vanilla" in said and not here
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -212,5 +222,5 @@ PARSERS = {
     ),
     "evaluations.images": parse_evaluation,
     "methods.features": lambda words: tyro.cli(features.Flags, args=words).extractor,
-    "experiments.heldout": lambda words: tyro.cli(heldout.Flags, args=words).seed,
+    "evaluations.heldout": lambda words: tyro.cli(heldout.Flags, args=words).seed,
 }

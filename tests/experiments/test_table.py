@@ -54,9 +54,33 @@ def test_mean_deviation_n_and_the_papers_number(folder, tmp_path):
     # Paired by seed: -0.01, -0.02, -0.01; Student's t of 2 degrees of freedom is 4.3027.
     reach = 4.3027 * statistics.stdev([0.01, 0.02, 0.01]) / 3**0.5
     low, high = -0.04 / 3 - reach, -0.04 / 3 + reach
-    assert cells["held-out loss, ema, minus the first row's"] == (
+    assert cells["held-out loss, ema, minus the baseline's"] == (
         f"-0.013 ({low:+.2g} to {high:+.2g}, n=3)"
     )
+
+
+def rewrite(folder, **change):
+    path = folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def test_a_baseline_that_has_failed_is_not_replaced_by_another_row(folder, tmp_path):
+    runs = [path for path in sorted(folder.iterdir()) if "vanilla" not in path.name]
+    said = succeed("experiments.table", *runs, "--out", tmp_path / "out").out
+    assert "| - | FID 31.02 |" in said
+
+
+def test_rows_of_a_pool_are_averaged_and_carry_the_papers_number_together(folder, tmp_path):
+    """As the paper states ten random pairs: mean and deviation over the pairs."""
+    for path in folder.glob("*ours*"):
+        seed = path.name[-1]
+        rewrite(path, pool="random pairs", name=f"t6-pair-{seed}", index=1 + int(seed))
+    said = succeed("experiments.table", folder, "--out", tmp_path / "out").out.splitlines()
+    cells = [cell.strip() for cell in said[-1].split("|")[1:-1]]
+    deviation = statistics.stdev(FIDS["ours"])
+    assert cells[0] == "t6-random pairs, mean over rows" and cells[-1] == "FID 31.02"
+    assert f"32 ± {deviation:.2g} (n=3)" in cells
+    assert all(line.endswith("| - |") for line in said[2:-1])
 
 
 def test_one_seed_has_no_deviation(folder, tmp_path):

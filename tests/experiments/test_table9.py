@@ -42,6 +42,7 @@ def test_the_command(tmp_path):
     assert [point["batch"] for point in linear["points"]] == [4, 8]
     assert linear["exponent_of_flops"] < 1.1 and quadratic["exponent_of_flops"] > 1.7
     assert (tmp_path / "table9.png").stat().st_size > 1000
-    assert "choose from" in refused("experiments.table9", "--loss-type", "nothing")
-    assert "adds no term" in refused("experiments.table9", "--loss-type", "vanilla")
+    for name in ("nothing", "vanilla", "sra2"):
+        assert "choose from layer_sync, disp" in refused("experiments.table9", "--loss-type", name)
+    assert "--batch takes sizes that differ" in refused("experiments.table9", "--batch", 4, 4)
     assert "--batch takes two sizes" in refused("experiments.table9", "--batch", 4)

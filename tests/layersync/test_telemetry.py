@@ -1,9 +1,10 @@
 """What is logged of the features."""
 
+import pytest
 import torch
 from regulariser_toys import features
 
-from layersync import centred, cosine, effective_rank, statistics
+from layersync import alarms, centred, cosine, effective_rank, statistics
 
 
 def test_statistics_are_what_their_names_say():
@@ -42,3 +43,29 @@ def test_equal_tokens_fill_none():
 def test_one_image_alone_is_logged_without_an_error():
     one = features(1, 5, 8, seed=1)
     assert statistics(one, one)["centred"] == 0
+
+
+HEALTHY = {"teacher_rank 2:4": 30.0, "teacher_norm 2:4": 7.0, "grad_ratio": 0.04, "cosine 2:4": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, []),  # a cosine of 1 is where training starts, and no alarm
+        ({"teacher_rank 2:4": 1.4}, ["teacher_rank 2:4 is 1.40, 30.00 at first"]),
+        ({"teacher_rank 2:4": 2.9}, ["the teacher collapses"]),  # below a tenth of its start
+        ({"teacher_norm 2:4": 0.05}, ["teacher_norm 2:4 is 5.0e-02, 7.0e+00 at first"]),
+        ({"teacher_norm 2:4": 1.0, "teacher_rank 2:4": 4.0}, []),
+        ({"grad_ratio": 0.0}, ["grad_ratio is nil"]),
+        ({"grad_ratio": float("nan")}, ["grad_ratio is nil"]),
+    ],
+)
+def test_alarms_are_of_a_fall_and_of_a_term_that_moves_nothing(change, said):
+    found = alarms(HEALTHY | change, HEALTHY, step=1000)
+    assert len(found) == len(said)
+    assert all(part in alarm for part, alarm in zip(said, found, strict=True))
+
+
+def test_a_ratio_of_nil_is_no_alarm_while_blocks_may_still_be_the_identity():
+    now = HEALTHY | {"grad_ratio": 0.0}
+    assert not alarms(now, now, step=1) and alarms(now, now, step=100)

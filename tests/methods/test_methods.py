@@ -9,8 +9,8 @@ import torch
 
 import domains
 from evaluations.extractors import classifier as classifiers
-from methods import METHODS
-from methods.features import FeatureStore
+from methods import METHODS, check_flags
+from methods.store import FeatureStore
 from runtime.config import TrainConfig, parse
 from runtime.errors import InputError
 from runtime.presets import PRESETS
@@ -66,7 +66,8 @@ def test_every_method_resumes_exactly_and_keeps_its_projectors_apart(tmp_path, f
     succeed("train", *flags, "--max-steps", 6, "--results-dir", tmp_path / "whole")
     for stop in (3, 6):
         words = ["--max-steps", stop, "--resume", "auto", "--results-dir", tmp_path / "parts"]
-        succeed("train", *flags, *words, "--telemetry-every", 2)
+        watch = [] if name == "vanilla" else ["--telemetry-every", 2]
+        succeed("train", *flags, *words, *watch)
     whole, parts = (checkpoint_of(tmp_path / folder, 6) for folder in ("whole", "parts"))
     assert_same_state(whole, parts)
     if name != "vanilla":
@@ -132,7 +133,8 @@ def test_a_term_that_starts_late_is_absent_before(tmp_path, flags_of):
 @pytest.mark.parametrize(
     ("similarity", "teacher"),
     [
-        ("centred", "own"), ("spatial", "own"), ("smooth_l1", "own"), ("relation", "own"),
+        ("centred", "own"), ("centred_all", "own"), ("spatial", "own"), ("smooth_l1", "own"),
+        ("relation", "own"),
         ("cosine", "other_image"), ("centred", "random"),
     ],
 )  # fmt: skip
@@ -226,6 +228,12 @@ def test_features_of_other_images_are_refused(features, tmp_path):
         ("--loss-type repa --similarity centred", "--similarity has no meaning for .* repa"),
         ("--loss-type vanilla --encoder-depth 2", "--encoder-depth has no meaning for .* vanilla"),
         ("--loss-type sra --sra-variant cos --sra-epoch-steps 3", "cos does not decay"),
+        ("--loss-type vanilla --telemetry-every 5", "--telemetry-every has no meaning"),
+        ("--reg-schedule-steps 100", "--reg-schedule constant has no length"),
+        ("--loss-type multiple_sync --multi-blocks-match [(1.5,3)]", "names no pairs"),
+        ("--loss-type external --targets [(1.5,'x',1.0)]", "names no features"),
+        ("--loss-type external --targets [(1,'x',-1.0)]", "names no features"),
+        ("--loss-type external --targets [(1,'x',1e999)]", "names no features"),
         ("--loss-type dispersive --global-batch-size 1", "a micro-batch needs 2 or more"),
         ("--teacher other_image --grad-accum 12", "a micro-batch needs 2 or more"),
     ],
@@ -275,6 +283,28 @@ def test_sra_of_the_paper_is_from_8_to_20_and_decays_by_epochs():
     lines = dict(line.split(maxsplit=1) for line in succeed("train", *words).out.splitlines())
     assert (lines["encoder_depth"], lines["gt_encoder_depth"]) == ("8", "20")
     assert (lines["reg_weight"], lines["sra_epoch_steps"]) == ("0.2", "5004")
+
+
+@pytest.mark.parametrize(
+    ("preset", "method"),
+    [("sra-run", "vanilla"), ("sra-run", "repa"), ("reed-run", "layer_sync"),
+     ("t6", "multiple_sync"), ("t6", "vanilla"), ("repa-run", "sra")],
+)  # fmt: skip
+def test_a_recipe_is_a_baseline_for_every_method(preset, method):
+    """What a preset says of its own method is not held against another."""
+    config = parse(TrainConfig, PRESETS, ["--preset", preset, "--loss-type", method])
+    check_flags(config)
+    assert config.model == PRESETS[preset]["model"]
+
+
+def test_tokens_of_another_grid_are_refused(features, encoder, tmp_path):
+    words = ["digits", "--encoder", ENCODER, "--weights", encoder, "--grid", 3, "--device", "cpu"]
+    succeed("methods.features", *words, "--out", tmp_path / "store")
+    target = f"[(2, {str(tmp_path / 'store')!r}, 1.0)]"
+    words = ["--targets", target, "--max-steps", 1, "--results-dir", tmp_path / "results"]
+    said = refused("train", *TINY, "--loss-type", "external", *words)
+    assert "has 9 tokens per image, and the model 4" in said and "--grid 2" in said
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_run_without_projectors_is_not_resumed_with_them(tmp_path, flags_of):

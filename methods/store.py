@@ -1,0 +1,123 @@
+"""Features of a data set in a folder: the targets of --loss-type external."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domains import Batch, Domain
+from domains.images import ImageDomain
+from domains.latents import LatentDomain
+from domains.store import MomentStore
+from runtime.errors import InputError
+
+FORMAT = "layersync features 1"
+CARD, VALUES = "features.json", "features.npy"
+
+
+@dataclass(frozen=True)
+class Card:
+    """features.json; features.npy beside it is (count, flips, *shape), float16 or float32.
+
+    Features of any origin can be used: write these two files.
+    """
+
+    count: int  # images
+    flips: int  # 2: of the image and of its mirror image; 1: the same for both
+    shape: tuple[int, ...]  # (Z,) or (N, Z)
+    data_set: str | None  # Source.fingerprint of the images; None: not known, and not checked
+    made_by: str  # name and SHA-256 of the network
+    format: str = FORMAT
+
+    @property
+    def kind(self) -> Literal["vector", "tokens"]:
+        return "vector" if len(self.shape) == 1 else "tokens"
+
+
+class FeatureStore:
+    """A folder of features.
+
+    Raises:
+        InputError: no such folder, damaged, or features of other images.
+    """
+
+    def __init__(self, folder: str, domain: Domain) -> None:
+        path = Path(folder)
+        try:
+            content = json.loads((path / CARD).read_text())
+            content["shape"] = tuple(int(size) for size in content["shape"])
+            self.card = Card(**content)
+            if self.card.format != FORMAT or len(self.card.shape) not in (1, 2):
+                raise ValueError(f"{self.card.format} of shape {self.card.shape}")
+            self.values = np.load(path / VALUES, mmap_mode="r", allow_pickle=False)
+            expected = (self.card.count, self.card.flips, *self.card.shape)
+            if self.values.shape != expected or self.values.dtype.kind != "f":
+                raise ValueError(f"{VALUES} is {self.values.dtype} {self.values.shape}")
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise InputError(f"{folder} holds no features of methods.features ({error})") from error
+        theirs = fingerprint_of(domain)
+        if None not in (theirs, self.card.data_set) and theirs != self.card.data_set:
+            raise InputError(
+                f"{folder} has features of other images than --dataset_name {domain.name}: make "
+                "them again with methods.features"
+            )
+        count = len(domain.train_set())
+        if count != self.card.count:
+            raise InputError(
+                f"{folder} has features of {self.card.count} images, but --dataset_name "
+                f"{domain.name} has {count}"
+            )
+        self.folder, self.width, self.kind = folder, self.card.shape[-1], self.card.kind
+
+    def of(self, batch: Batch) -> Tensor:
+        """(B, *shape) as stored.
+
+        Raises:
+            ValueError: naming the image whose features are not finite.
+        """
+        index = batch.index.numpy()
+        flip = batch.flipped.numpy().astype(np.int64) if self.card.flips == 2 else 0
+        values = torch.from_numpy(self.values[index, flip])
+        finite = values.isfinite().flatten(1).all(1)
+        if not finite.all():
+            wrong = index[~finite.numpy()][0]
+            raise ValueError(f"{self.folder}: the features of image {wrong} are not finite")
+        return values
+
+
+class StoredTargets:
+    """The features of a batch's images out of several stores."""
+
+    def __init__(self, folders: list[str], domain: Domain) -> None:
+        self.stores = [FeatureStore(folder, domain) for folder in folders]
+        self.identity = [store.card.made_by for store in self.stores]
+
+    def attach(self, batch: Batch) -> Batch:
+        if batch.error is not None:
+            return batch
+        try:
+            return batch._replace(stored=tuple(store.of(batch) for store in self.stores))
+        except ValueError as error:
+            return batch._replace(error=str(error))
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
+        return tuple(values.float() for values in batch.stored)
+
+    def example(self, size: int, device: torch.device) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros(size, *store.card.shape, device=device) for store in self.stores)
+
+    def to(self, device: torch.device) -> "StoredTargets":
+        return self
+
+
+def fingerprint_of(domain: Domain) -> str | None:
+    """Of the images of a domain, or of those that its latents were made of; None: not known."""
+    if isinstance(domain, ImageDomain):
+        return domain.train_source.fingerprint()
+    if isinstance(domain, LatentDomain) and isinstance(domain.source, MomentStore):
+        return domain.source.manifest.encoding.data_set
+    return None
