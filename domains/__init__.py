@@ -7,7 +7,7 @@ from typing import Any
 
 from runtime.errors import InputError
 
-from . import foreign, latents, sources, store
+from . import foreign, latents, sources, store, tiny_imagenet
 from .codecs import PIXELS
 from .domain import Batch, DataSet, Domain, as_read
 from .images import ImageDomain
@@ -58,6 +58,10 @@ DATASETS = {
     # ImageNet from the Hugging Face hub, or from --data-path FOLDER/class/image
     "imagenet-1k": Row(
         sources.imagenet, default_flags(256, 1000, "ema", hflip=True), dict(channels=3)
+    ),
+    # 110,000 photos of 64x64 from --data-path tiny-imagenet-200, the folder as it is published
+    "tiny-imagenet": Row(
+        tiny_imagenet.TinyImageNet, default_flags(64, 200, PIXELS, hflip=True), dict(channels=3)
     ),
     # --data-path STORE, a folder of encode.py or REPA. Without it there are no data, but a model
     # that was trained on them can be sampled: its checkpoint has size, classes and VAE.

@@ -2,6 +2,8 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -14,13 +16,14 @@ class Unreadable(Exception):
     """One image cannot be decoded; the message names it and says why."""
 
 
-def decode(file, place: str, size: int) -> np.ndarray:
-    """An image file as uint8 RGB (3, size, size): upright, center-cropped as ADM does.
+@contextmanager
+def opened(file, place: str) -> Iterator:
+    """An image file as PIL's image, loaded, in its own mode; within, what is wrong has a name.
 
     Raises:
-        Unreadable: truncated, no image, a decompression bomb, a thin strip, or gone.
+        Unreadable: truncated, no image, a decompression bomb, or gone.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     damaged = (
         OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error,
@@ -29,13 +32,25 @@ def decode(file, place: str, size: int) -> np.ndarray:
     try:
         with Image.open(file, formats=FORMATS) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(center_crop(to_rgb(upright), size)).transpose(2, 0, 1).copy()
+            yield image
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise Unreadable(f"{place} cannot be read as an image (it is none of {known})") from error
     except damaged as error:
         raise Unreadable(f"{place} cannot be read as an image ({error})") from error
+
+
+def decode(file, place: str, size: int) -> np.ndarray:
+    """An image file as uint8 RGB (3, size, size): upright, center-cropped as ADM does.
+
+    Raises:
+        Unreadable: truncated, no image, a decompression bomb, a thin strip, or gone.
+    """
+    from PIL import ImageOps
+
+    with opened(file, place) as image:
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(center_crop(to_rgb(upright), size)).transpose(2, 0, 1).copy()
 
 
 def to_rgb(image):

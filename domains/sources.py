@@ -8,7 +8,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -142,45 +142,20 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(sizes)
 
 
-class FolderSource:
-    """A folder of images: a class per subfolder, in sorted order (torchvision's ImageFolder).
-
-    Without classes every image below the folder counts, whatever the layout.
-    """
+class FileSource:
+    """Image files and their classes."""
 
     decodes = True
 
-    def __init__(self, where: Where) -> None:
-        if where.data_path is None:
-            raise InputError(f"--dataset_name {where.dataset_name} needs --data-path FOLDER")
-        self.root, self.image_size = Path(where.data_path), where.image_size
-        if not self.root.is_dir():
-            raise InputError(f"--data-path {self.root}: there is no such folder")
-        self.class_names, folders = None, [""]
-        if where.labeled:
-            folders = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
-            self.class_names = tuple(folders)
-        files, labels = [], []
-        for label, folder in enumerate(folders):
-            found = list(image_files(self.root / folder))
-            if where.labeled and not found:
-                raise InputError(f"--data-path {self.root}: class folder {folder!r} has no image")
-            files += found
-            labels += [label] * len(found)
-        if not files:
-            raise InputError(self.nothing_found(where))
+    def __init__(
+        self, root: Path, image_size: int, class_names: tuple[str, ...] | None,
+        files: Sequence[str], labels: Sequence[int],
+    ) -> None:  # fmt: skip
+        self.root, self.image_size, self.class_names = root, image_size, class_names
         # One block of bytes: a list of a million strings would be copied into every worker,
         # because counting references writes to it.
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.array(labels)
-
-    def nothing_found(self, where: Where) -> str:
-        if where.labeled and next(image_files(self.root), None):
-            return (
-                f"--data-path {self.root} has images but no class subfolders: put each class in a "
-                "folder of its own, or train without classes (--num-classes 0)"
-            )
-        return f"--data-path {self.root} has no images ({' '.join(IMAGE_ENDINGS)})"
 
     def __len__(self) -> int:
         return len(self.files)
@@ -193,9 +168,53 @@ class FolderSource:
         return os.fsdecode(self.files[index].item())
 
     def fingerprint(self) -> str:
+        """Of names below the root and sizes: here classes are folders, part of the names."""
         names = (os.path.relpath(file, os.fsencode(self.root)) for file in self.files.tolist())
         sizes = np.array([os.stat(file).st_size for file in self.files.tolist()])
-        return sha256_over(b"\n".join(names), sizes)  # classes are folders, part of the names
+        return sha256_over(b"\n".join(names), sizes)
+
+
+class FolderSource(FileSource):
+    """A folder of images: a class per subfolder, in sorted order (torchvision's ImageFolder).
+
+    Without classes every image below the folder counts, whatever the layout.
+    """
+
+    def __init__(self, where: Where) -> None:
+        root = given_folder(where)
+        class_names, folders = None, [""]
+        if where.labeled:
+            folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+            class_names = tuple(folders)
+        files, labels = [], []
+        for label, folder in enumerate(folders):
+            found = list(image_files(root / folder))
+            if where.labeled and not found:
+                raise InputError(f"--data-path {root}: class folder {folder!r} has no image")
+            files += found
+            labels += [label] * len(found)
+        if not files:
+            raise InputError(nothing_found(root, labeled=where.labeled))
+        super().__init__(root, where.image_size, class_names, files, labels)
+
+
+def given_folder(where: Where) -> Path:
+    """--data-path of data that cannot do without."""
+    if where.data_path is None:
+        raise InputError(f"--dataset_name {where.dataset_name} needs --data-path FOLDER")
+    root = Path(where.data_path)
+    if not root.is_dir():
+        raise InputError(f"--data-path {root}: there is no such folder")
+    return root
+
+
+def nothing_found(root: Path, *, labeled: bool) -> str:
+    if labeled and next(image_files(root), None):
+        return (
+            f"--data-path {root} has images but no class subfolders: put each class in a "
+            "folder of its own, or train without classes (--num-classes 0)"
+        )
+    return f"--data-path {root} has no images ({' '.join(IMAGE_ENDINGS)})"
 
 
 def sha256_over(*parts: bytes | np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """From tensors to a network: what a SiT, LayerSync or REPA file says of its own architecture."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -124,15 +125,16 @@ def check_state(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def adapt(
-    weights: dict[str, Tensor], model: SiT, *, reversed_time: bool = False
-) -> dict[str, Tensor]:
+    weights: dict[str, Tensor], model: SiT, *, reversed_time: bool = False,
+    pruned: Collection[int] = (),
+) -> dict[str, Tensor]:  # fmt: skip
     """Weights for fine-tuning `model`: other classes get `model`'s own fresh rows (the null row is
-    kept), and positions of another grid are resampled.
+    kept), positions of another grid are resampled, and `pruned` blocks are left out.
 
     Raises:
         ValueError: a difference that fine-tuning cannot bridge, naming the tensor.
     """
-    weights = own_weights(weights, reversed_time)
+    weights = without_blocks(own_weights(weights, reversed_time), pruned)
     fresh = model.state_dict()
     table, positions = "y_embedder.embedding_table.weight", "pos_embed"
     if table in fresh and table not in weights:
@@ -145,6 +147,30 @@ def adapt(
         weights[positions] = resample_positions(weights[positions], model.grid)
     check_state(model, weights)
     return weights
+
+
+def without_blocks(weights: dict[str, Tensor], numbers: Collection[int]) -> dict[str, Tensor]:
+    """Weights of a shallower model: blocks, counted from 1, are taken out and the rest renumbered.
+
+    Raises:
+        ValueError: a block that the weights do not have, or all of them.
+    """
+    if not numbers:
+        return weights
+    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    kept = [number for number in range(1, depth + 1) if number not in numbers]
+    if len(kept) != depth - len(set(numbers)) or not kept:
+        raise ValueError(f"blocks {sorted(numbers)} cannot be taken out of {depth}")
+    place = {number - 1: index for index, number in enumerate(kept)}
+    found = {}
+    for name, value in weights.items():
+        if name.startswith("blocks."):
+            _, index, rest = name.split(".", 2)
+            if int(index) not in place:
+                continue
+            name = f"blocks.{place[int(index)]}.{rest}"
+        found[name] = value
+    return found
 
 
 def resample_positions(table: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -32,6 +32,8 @@ def starting_point(config: TrainConfig) -> Start:
     results = Path(config.results_dir)
     if config.fine_tune and config.ckpt is None:
         raise InputError("--fine-tune needs --ckpt: the file or run folder to start from")
+    if config.prune_blocks and not config.fine_tune:
+        raise InputError("--prune-blocks leaves blocks of --ckpt out: it needs --fine-tune")
     if config.resume == "auto":
         for folder in reversed(checkpoint.runs(results, label)):
             if checkpoint.files_of(folder):

@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,13 +54,35 @@ class TimmExtractor:
         """A network without its last layer has no classes."""
 
 
+class Asked(NamedTuple):
+    """What the user calls a network and its file."""
+
+    network: str  # "--extractor timm:NAME"
+    weights: str  # "--extractor-weights"
+
+
 def load(name: str, weights: str | Path | None, device: torch.device) -> TimmExtractor:
-    """A network of timm.
+    """A network of timm, by its name, with or without the tag of its weights.
+
+    Raises:
+        InputError: no timm here, no such network, or no weights to be had.
+    """
+    network = open_network(name, weights, Asked(f"--extractor timm:{name}", "--extractor-weights"))
+    import timm
+
+    return TimmExtractor(network, name, timm.data.resolve_model_data_config(network), device)
+
+
+def open_network(
+    name: str, weights: str | Path | None, asked: Asked, *, pretrained: bool = True, **options: Any
+) -> nn.Module:
+    """A network of timm without its last layer.
 
     Args:
-        name: as timm calls it, with or without the tag of its weights.
         weights: a local file in any layout that timm reads for this network; None: the published
             ones, from the cache of the Hugging Face hub, or from the hub.
+        pretrained: False leaves it at its random start.
+        options: of timm.create_model.
 
     Raises:
         InputError: no timm here, no such network, or no weights to be had.
@@ -70,47 +92,45 @@ def load(name: str, weights: str | Path | None, device: torch.device) -> TimmExt
         from safetensors import SafetensorError
     except ImportError as error:
         raise InputError(
-            f"--extractor timm:{name} needs timm ({error}), with or without --extractor-weights: "
+            f"{asked.network} needs timm ({error}), with or without {asked.weights}: "
             "pip install '.[metrics]'"
         ) from error
     if not timm.is_model(name):
-        raise InputError(f"--extractor timm:{name}: timm {timm.__version__} has no such network")
-    source: dict[str, Any] = {}
+        raise InputError(f"{asked.network}: timm {timm.__version__} has no such network")
     if weights:
         if not Path(weights).is_file():
             raise InputError(
-                f"--extractor-weights {weights}: there is no such file; --extractor timm:{name} "
-                "takes what timm reads for this network"
+                f"{asked.weights} {weights}: there is no such file; {asked.network} takes what "
+                "timm reads for this network"
             )
-        source = {"pretrained_cfg_overlay": {"file": str(weights)}}
+        options["pretrained_cfg_overlay"] = {"file": str(weights)}
+    options["pretrained"] = pretrained
     try:
-        network = create(name, source, seed=0)
+        network = create(name, options, seed=0)
         # timm passes over what a file lacks: that would stay as random as it began.
         if weights and fingerprint(network.state_dict()) != fingerprint(
-            create(name, source, seed=1).state_dict()
+            create(name, options, seed=1).state_dict()
         ):
             raise ValueError("it lacks a part of the network's weights")
     except (*UNREADABLE, SafetensorError) as error:
-        raise absent(name, weights, reason_of(error)) from error
-    return TimmExtractor(network, name, timm.data.resolve_model_data_config(network), device)
+        raise absent(weights, asked, reason_of(error)) from error
+    return network
 
 
-def create(name: str, source: dict[str, Any], *, seed: int) -> nn.Module:
+def create(name: str, options: dict[str, Any], *, seed: int) -> nn.Module:
     """The network without its last layer, loaded over a start that is a function of the seed."""
     import timm
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
-        return timm.create_model(name, pretrained=True, num_classes=0, **source)
+        return timm.create_model(name, num_classes=0, **options)
 
 
-def absent(name: str, weights: str | Path | None, reason: str) -> InputError:
+def absent(weights: str | Path | None, asked: Asked, reason: str) -> InputError:
     if weights:
-        return InputError(
-            f"--extractor-weights {weights} are no weights of --extractor timm:{name} ({reason})"
-        )
+        return InputError(f"{asked.weights} {weights} are no weights of {asked.network} ({reason})")
     return InputError(
-        f"--extractor timm:{name}: its published weights are neither in the cache of the Hugging "
-        f"Face hub nor to be had from it here ({reason}); name another network with --extractor, "
-        "or its file with --extractor-weights FILE"
+        f"{asked.network}: its published weights are neither in the cache of the Hugging "
+        f"Face hub nor to be had from it here ({reason}); name another network, or its file with "
+        f"{asked.weights} FILE"
     )

@@ -1,0 +1,36 @@
+"""A data set read from its first sample to its last, or in any order, outside training."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from runtime.random import generator
+
+from .domain import Batch, DataSet, as_read
+from .order import Draws
+
+
+def read(
+    images: DataSet, numbers: Sequence[int], batch_size: int, device: torch.device, *,
+    workers: int = 0,
+) -> Iterator[Batch]:  # fmt: skip
+    """Batches of the samples of some numbers, unflipped, on the device.
+
+    Raises:
+        LocalError: a corrupt sample.
+    """
+    starts = range(0, len(numbers), batch_size)
+    loader = DataLoader(
+        images, batch_sampler=[Draws.plain(numbers[n : n + batch_size]) for n in starts],
+        collate_fn=as_read, num_workers=workers if images.decodes else 0,
+    )  # fmt: skip
+    for batch in loader:
+        yield batch.checked().to_device(device)
+
+
+def chosen(count: int, most: int | None, *key: int | str) -> np.ndarray:
+    """Numbers of at most `most` of `count` samples in a random order that is a function of `key`:
+    data may lie sorted by class."""
+    return torch.randperm(count, generator=generator("cpu", *key))[:most].numpy()

@@ -1,0 +1,88 @@
+"""Blocks of a diffusion or flow transformer that sees an image at a stated share of noise."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from domains import Batch
+from domains.codecs import fingerprint
+from runtime.errors import InputError
+from runtime.random import SampleStreams, seed_of
+from sample import Opened
+
+from .subject import Subject, chosen_blocks
+
+CLEAN = 0.999  # the time that an image without noise is shown at, as in the public probes
+
+
+@dataclass(frozen=True)
+class View:
+    """How the network is shown an image."""
+
+    noise: float = 0.0  # share of noise in the input: 0 the clean image, 1 nothing of it
+    label: Literal["null", "true"] = "null"  # the condition; the true class would tell the answer
+    latent: Literal["sample", "mode"] = "sample"  # of the VAE's posterior
+    seed: int = 0  # of noise and posterior: functions of (seed, image)
+
+
+class Denoiser(Subject):
+    """A checkpoint as a subject; the pass ends at the deepest block looked at.
+
+    The input is x_t of the checkpoint's own path at t = 1 - noise, t = 1 being the data. An image
+    without noise is shown at t = 0.999. Noise and posterior are drawn on the CPU by the image's
+    number, so that two models of one input shape see the same on every device.
+
+    Raises:
+        InputError: a share of noise outside [0, 1], a block that does not exist, or true labels
+            for a model without classes.
+    """
+
+    def __init__(self, opened: Opened, asked: tuple[int, ...] = (), view: View = View()) -> None:
+        if not 0 <= view.noise <= 1:
+            raise InputError(f"--noise {view.noise} is the share of noise: give 0 to 1")
+        model = opened.network.model
+        if view.label == "true" and not model.num_classes:
+            raise InputError("--label true: the model was trained without classes")
+        self.opened, self.view, self.model = opened, view, model
+        self.blocks, self.grid = chosen_blocks(asked, model.depth), model.grid
+        self.reads, self.trained_on = opened.domain.raw_shape, opened.domain.name
+        file = opened.checkpoint
+        self.name = f"{file.path.parent.parent.name}, step {file.step}".removeprefix(", ")
+        self.identity = {
+            "network": fingerprint(model.state_dict()), "skipped": sorted(model.skipped_blocks),
+            "codec": opened.domain.codec.identity, "path": type(opened.transport.path).__name__,
+            **asdict(view),
+        }  # fmt: skip
+
+    def at(self, noise: float) -> "Denoiser":
+        return Denoiser(self.opened, self.blocks, replace(self.view, noise=noise))
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        return batch._replace(raw=self.opened.domain.codec.encode(batch.raw))
+
+    @torch.no_grad()
+    def tokens(self, batch: Batch, draw: int = 0) -> dict[int, Tensor]:
+        x, noise = self.inputs(batch, draw)
+        t = torch.full((len(x),), 1.0 - self.view.noise, device=x.device)
+        x_t, _ = self.opened.transport.path.sample(x, noise, t)
+        cond = {"y": batch.y}
+        if self.view.label == "null":
+            cond = self.model.null(cond)
+        with self.opened.network.arithmetic():
+            output = self.model(
+                x_t, t.clamp(max=CLEAN), **cond, return_blocks=self.blocks, only_blocks=True
+            )
+        return {number: tokens.float() for number, tokens in output.blocks.items()}
+
+    def inputs(self, batch: Batch, draw: int) -> tuple[Tensor, Tensor]:
+        """The model's clean input and the noise of each image, (B, *shape) both."""
+        domain, device = self.opened.domain, batch.raw.device
+        seed = seed_of(self.view.seed, "features", draw)
+        streams = SampleStreams(batch.index.tolist(), seed, "cpu")
+        posterior, noise = (streams.normal(domain.shape).to(device) for _ in range(2))
+        if self.view.latent == "mode":
+            posterior = torch.zeros_like(posterior)
+        return domain.codec.to_input(batch.raw, posterior), noise

@@ -1,0 +1,30 @@
+"""Blocks of a frozen image encoder: DINOv2, CLIP, MAE ... through timm."""
+
+from torch import Tensor
+
+from domains import Batch
+from evaluations.extractors.vit import VisionTransformer
+
+from .subject import Subject, chosen_blocks
+
+
+class Encoder(Subject):
+    """A vision transformer of timm as a subject: its patch tokens, before the final norm.
+
+    Images are resized to its patches times `grid`, bicubic; grey ones are repeated to three
+    channels. Class and register tokens are left out.
+
+    Args:
+        grid: tokens in rows and columns.
+
+    Raises:
+        InputError: a block that does not exist.
+    """
+
+    def __init__(self, network: VisionTransformer, asked: tuple[int, ...] = ()) -> None:
+        self.network, self.name = network, network.name
+        self.blocks, self.grid = chosen_blocks(asked, network.depth), network.grid
+        self.identity = {"network": network.fingerprint, "grid": list(network.grid)}
+
+    def tokens(self, batch: Batch, draw: int = 0) -> dict[int, Tensor]:
+        return self.network.blocks(batch.raw, self.blocks)

@@ -1,0 +1,193 @@
+"""One network and one data set, as the flags of a command of the lab name them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+import domains
+from domains import NoHeldOut
+from domains.codecs import PIXELS
+from domains.images import ImageDomain, ImageSet
+from domains.reading import chosen
+from evaluations.extractors.timm import Asked
+from evaluations.extractors.vit import VisionTransformer
+from runtime.config import SampleFlags
+from runtime.distributed import Ranks
+from runtime.errors import InputError
+from sample import open_checkpoint
+
+from .denoiser import Denoiser, View
+from .encoder import Encoder
+from .pooled import Pooled, pooled
+from .subject import Subject
+
+ENCODER = "timm:"
+GRID = 16  # patches of an encoder along a side: 224 pixels for patches of 14
+
+
+@dataclass(frozen=True)
+class DataFlags:
+    data: str | None = None  # --dataset_name of the images; None: the checkpoint's
+    data_path: str | None = None  # folder of the data, where it is local
+    val_path: str | None = None  # folder of the held-out images, where the data have none
+    num_workers: int = 4  # processes that decode
+    cache_dir: str = "./cache/"  # downloads of data sets and VAEs
+
+
+@dataclass(frozen=True)
+class StudyFlags(DataFlags):
+    ckpt: tyro.conf.Positional[str] = tyro.MISSING  # a file, a run (its newest), or timm:MODEL
+    blocks: tuple[int, ...] = ()  # which, counted from 1; none: all
+    noise: float = 0.0  # share of noise in the input: 0 the clean image (t = 0.999), 1 noise alone
+    label: Literal["null", "true"] = "null"  # the condition; the true class tells the answer
+    latent: Literal["sample", "mode"] = "sample"  # of the VAE's posterior
+    seed: int = 0  # of noise, posterior and the choice of images
+    weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
+    skip_blocks: tuple[int, ...] = ()  # blocks that are left out, counted from 1 (Table 8)
+    encoder_weights: Path | None = None  # file of timm:MODEL; None: where timm keeps downloads
+    vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
+    batch_size: int = 64  # images per batch and process
+    bf16: bool = False  # run the network under bfloat16 autocast
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+    out: Path | None = None  # a folder; None: representation/STEP in the run
+
+
+class Study:
+    """The network of `ckpt` and its images.
+
+    Raises:
+        InputError: no such network; later, no such data, or images that it cannot read.
+    """
+
+    def __init__(self, flags: StudyFlags, ranks: Ranks) -> None:
+        self.flags, self.ranks = flags, ranks
+        self.subject = open_subject(flags, ranks.device)
+
+    @cached_property
+    def domain(self) -> ImageDomain:
+        """The images with their classes."""
+        domain = self.domain_at(self.flags.data_path)
+        if self.flags.label == "true" and self.subject.trained_on != domain.name:
+            raise InputError(
+                f"--label true: {self.subject.name} knows the classes of "
+                f"{self.subject.trained_on}, not those of {domain.name}"
+            )
+        return domain
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        if self.flags.out:
+            return self.flags.out
+        if isinstance(self.subject, Encoder):
+            return Path("representation") / self.subject.name
+        return home(self.subject.opened.checkpoint.path)
+
+    def domain_at(self, data_path: str | None) -> ImageDomain:
+        flags, ours = self.flags, self.subject
+        name = flags.data or ours.trained_on
+        size = ours.reads[-1] if ours.reads else None
+        domain = domains.build(
+            name, data_path=data_path, image_size=size, vae=PIXELS, cache_dir=flags.cache_dir
+        )
+        if not isinstance(domain, ImageDomain):
+            raise InputError(f"{name} holds latents: name the images themselves with --data")
+        check_shape(ours, name, domain.raw_shape)
+        return domain
+
+    def images(self, *, held_out: bool) -> ImageSet:
+        """The images to fit to, or those to test on.
+
+        Raises:
+            NoHeldOut: the data have none, and no --val-path.
+        """
+        if not held_out:
+            return self.domain.train_set(augment=False)
+        if not self.flags.val_path:
+            try:
+                return self.domain.held_out_set()
+            except NoHeldOut as error:
+                raise NoHeldOut(f"{error}: name a folder of some with --val-path") from error
+        held_out = self.domain_at(self.flags.val_path)
+        ours, theirs = (one.train_source.class_names for one in (self.domain, held_out))
+        if ours != theirs:
+            raise InputError(
+                f"--val-path {self.flags.val_path} has other classes ({len(theirs or ())}) than "
+                f"--data-path {self.flags.data_path} ({len(ours or ())}): a probe needs the same"
+            )
+        return held_out.train_set(augment=False)
+
+    def pooled(self, *, held_out: bool, most: int | None = None, mirrored: bool = False) -> Pooled:
+        """Mean tokens of all images, or of `most` that the seed chooses."""
+        flags = self.flags
+        images = self.images(held_out=held_out)
+        numbers = range(len(images))
+        if most is not None and most < len(images):
+            numbers = chosen(len(images), most, flags.seed, "study")
+        return pooled(
+            self.subject, images, numbers, self.folder / "features", self.ranks,
+            data=images.source.fingerprint(), batch_size=flags.batch_size,
+            workers=flags.num_workers, mirrored=mirrored,
+        )  # fmt: skip
+
+    def has_held_out(self) -> bool:
+        try:
+            self.images(held_out=True)
+        except NoHeldOut:
+            return False
+        return True
+
+    def look_at(self, other: "Study") -> None:
+        """Look at another study's images.
+
+        Raises:
+            InputError: they are not what this network reads.
+        """
+        check_shape(self.subject, other.domain.name, other.domain.raw_shape)
+        self.domain = other.domain
+
+    def class_names(self) -> tuple[str, ...]:
+        """
+        Raises:
+            InputError: the images have fewer than two classes.
+        """
+        count = self.domain.num_classes
+        if count < 2:
+            raise InputError(f"a probe reads classes, and {self.domain.name} has none")
+        return self.domain.train_source.class_names or tuple(map(str, range(count)))
+
+
+def check_shape(subject: Subject, name: str, shape: tuple[int, ...]) -> None:
+    """
+    Raises:
+        InputError: images of this shape are not what the network reads.
+    """
+    if subject.reads not in (None, shape):
+        raise InputError(f"{subject.name} reads images of {subject.reads}, and {name} has {shape}")
+
+
+def open_subject(flags: StudyFlags, device: torch.device) -> Subject:
+    """The checkpoint, or the encoder timm:MODEL, that --ckpt names."""
+    if flags.ckpt.startswith(ENCODER):
+        if flags.data is None:
+            raise InputError("--data is missing: name the images by their --dataset_name")
+        name = flags.ckpt.removeprefix(ENCODER)
+        asked = Asked(flags.ckpt, "--encoder-weights")
+        network = VisionTransformer(name, flags.encoder_weights, (GRID, GRID), asked)
+        return Encoder(network.to(device), flags.blocks)
+    asked = SampleFlags(
+        ckpt=flags.ckpt, weights=flags.weights, vae=flags.vae, skip_blocks=flags.skip_blocks,
+        cache_dir=flags.cache_dir, bf16=flags.bf16, device=flags.device, compile="off",
+    )  # fmt: skip
+    view = View(flags.noise, flags.label, flags.latent, flags.seed)
+    return Denoiser(open_checkpoint(asked, device), flags.blocks, view)
+
+
+def home(ckpt: Path) -> Path:
+    """Where the lab writes what it finds of a checkpoint, unless --out says else."""
+    run = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else Path()
+    return run / "representation" / ckpt.stem

@@ -1,0 +1,55 @@
+"""What the lab looks at: a network that tells the tokens of its blocks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from domains import Batch
+from runtime.errors import InputError
+
+
+class Subject(ABC):
+    """A network and the blocks of it that are looked at."""
+
+    name: str  # for people
+    identity: dict[str, Any]  # all that its features depend on, besides the images; plain data
+    blocks: tuple[int, ...]  # counted from 1, ascending
+    grid: tuple[int, ...] | None = None  # the tokens in rows and columns, where they lie so
+    reads: tuple[int, int, int] | None = None  # the shape of its images (C, H, W); None: any
+    trained_on: str | None = None  # the data set whose classes it knows
+
+    def at(self, noise: float) -> "Subject":
+        """The same network shown another share of noise; encoders are shown clean images."""
+        return self
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The part of the work that an image needs once: a VAE's moments in the pixels' place."""
+        return batch
+
+    @abstractmethod
+    def tokens(self, batch: Batch, draw: int = 0) -> dict[int, Tensor]:
+        """Prepared images on the device -> {block: (B, N, D) float32}, without gradients. What an
+        image gives depends on no other image of the batch.
+
+        Args:
+            draw: other noise, and another sample of the VAE's posterior, for every number.
+        """
+
+    def __call__(self, batch: Batch) -> dict[int, Tensor]:
+        """Images on the device, as a data set has them, -> {block: (B, N, D)}."""
+        return self.tokens(self.prepare(batch))
+
+
+def chosen_blocks(asked: Iterable[int], depth: int) -> tuple[int, ...]:
+    """The blocks asked for in ascending order; all, where none is.
+
+    Raises:
+        InputError: one that does not exist.
+    """
+    blocks = tuple(sorted(set(asked))) or tuple(range(1, depth + 1))
+    for number in blocks:
+        if not 1 <= number <= depth:
+            raise InputError(f"--blocks {number} does not exist: choose 1 to {depth}")
+    return blocks

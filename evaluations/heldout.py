@@ -1,0 +1,181 @@
+"""Velocity loss of checkpoints per noise bin, on fixed images, noises and times.
+
+python -m evaluations.heldout results/000-SiT-Ti-2-digits results/001-SiT-Ti-2-digits
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from domains import Domain, NoHeldOut
+from domains.reading import chosen, read
+from evaluations.metrics import mean_interval
+from runtime import checkpoint, distributed
+from runtime.config import SampleFlags
+from runtime.entry import run, speaks
+from runtime.errors import InputError
+from runtime.files import write_json
+from runtime.random import generator
+from runtime.text import columns
+from sample import Opened, open_checkpoint
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The held-out loss of checkpoints, and by how much the others differ from the first.
+
+    Image i meets one noise at one time of every bin, functions of (seed, i) alone: whatever
+    compares two checkpoints is paired. Classes are those of the images, never dropped.
+    """
+
+    ckpt: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING  # files, or runs (their newest)
+    data: str | None = None  # --dataset_name of the images; None: the first checkpoint's
+    data_path: str | None = None  # folder of the data, where it is local
+    cache_dir: str = "./cache/"  # downloads of data sets and VAEs
+    images: int = 1000  # at most so many
+    bins: int = 4  # equal parts of the time from noise (t = 0) to data
+    seed: int = 0  # of the noises and times
+    batch_size: int = 64  # images per batch
+    out: Path | None = None  # a JSON of all results
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+
+
+def main() -> None:
+    flags = tyro.cli(Flags, console_outputs=speaks())
+    if not flags.ckpt:
+        raise InputError("CKPT is missing: name one checkpoint or more")
+    for name in ("images", "bins", "batch_size"):
+        if getattr(flags, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give 1 or more")
+    ranks = distributed.start(flags.device)
+    if ranks.size > 1:
+        raise InputError("evaluations.heldout runs in one process: start it without torchrun")
+    result = measured(flags, ranks.device)
+    print(as_text(result))
+    if flags.out:
+        write_json(flags.out, result)
+
+
+def measured(flags: Flags, device: torch.device) -> dict[str, Any]:
+    """What the JSON holds: plain data."""
+    found, first, data, kind = [], {}, flags.data, None
+    for path in flags.ckpt:
+        file = checkpoint.read(path)
+        entry: dict[str, Any] = {"file": str(file.path), "step": file.step}
+        for weights in ("ema", "model") if file.model else ("ema",):
+            asked = SampleFlags(
+                ckpt=str(file.path), weights=weights, dataset_name=data, data_path=flags.data_path,
+                cache_dir=flags.cache_dir,
+            )  # fmt: skip
+            opened = open_checkpoint(asked, device)
+            data = data or opened.domain.name
+            if opened.domain.name != data:
+                raise InputError(
+                    f"{file.path} was trained on {opened.domain.name}, the first checkpoint on "
+                    f"{data}: name the images with --data"
+                )
+            kind = kind or kind_of(opened)
+            if differing := [key for key, value in kind_of(opened).items() if value != kind[key]]:
+                raise InputError(
+                    f"{file.path} and the first checkpoint differ in {', '.join(differing)}, so "
+                    "that their losses are not comparable: give one of them alone"
+                )
+            images, held_out = images_of(opened.domain)
+            losses = torch.cat(list(losses_of(opened, images, flags, device)))
+            entry[weights] = summary(losses)
+            if not found:
+                first[weights] = losses
+            elif weights in first:
+                entry[f"{weights}_minus_first"] = summary(losses - first[weights])
+        found.append(entry)
+    return {
+        "data": data, "held_out": held_out, "images": len(losses), "seed": flags.seed,
+        "bins_of_t": [[bin / flags.bins, (bin + 1) / flags.bins] for bin in range(flags.bins)],
+        "checkpoints": found,
+    }  # fmt: skip
+
+
+def kind_of(opened: Opened) -> dict[str, Any]:
+    """What has to be equal where losses are compared."""
+    transport, domain = opened.transport, opened.domain
+    return {
+        "path": type(transport.path).__name__, "prediction": transport.prediction,
+        "shape": tuple(domain.shape), "VAE": domain.codec.identity,
+    }  # fmt: skip
+
+
+def images_of(domain: Domain) -> tuple[Any, bool]:
+    """Images that training never saw; where the data have no such part, those that it saw."""
+    try:
+        return domain.held_out_set(), True
+    except NoHeldOut:
+        return domain.train_set(augment=False), False
+
+
+@torch.no_grad()
+def losses_of(opened: Opened, images: Any, flags: Flags, device: torch.device) -> Iterator[Tensor]:
+    """The losses of one batch of images after the other: float64 (batch, bins) on the CPU."""
+    codec, transport, shape = opened.domain.codec, opened.transport, opened.domain.shape
+    order = chosen(len(images), flags.images, flags.seed, "held-out images")
+    for batch in read(images, order, flags.batch_size, device):
+        drawn = [draws_of(index, flags, shape) for index in batch.index.tolist()]
+        posterior, noise, uniform = (
+            torch.stack(parts).to(device) for parts in zip(*drawn, strict=True)
+        )
+        x = codec.to_input(codec.encode(batch.raw), posterior)
+        per_bin = []
+        for bin in range(flags.bins):
+            t = transport.times((bin + uniform[:, bin]) / flags.bins)
+            x_t, _ = transport.path.sample(x, noise[:, bin], t)
+            pred = opened.network(x_t, t, y=batch.y)
+            per_bin.append(transport.loss(pred, x, noise[:, bin], t))
+        yield torch.stack(per_bin, 1).double().cpu()
+
+
+def draws_of(index: int, flags: Flags, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The randomness of an image: of its codec (*shape), and a noise (bins, *shape) and a place
+    in [0, 1) (bins,) for every bin. Drawn on the CPU, the same for every device."""
+    random = generator("cpu", flags.seed, "held-out loss", index)
+    normal = partial(torch.randn, generator=random)
+    return normal(shape), normal((flags.bins, *shape)), torch.rand(flags.bins, generator=random)
+
+
+def summary(losses: Tensor) -> dict[str, Any]:
+    """Means of (N, bins), and Student's interval of the mean over images."""
+    found = mean_interval(losses.mean(1).tolist())
+    return {
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "bins": losses.mean(0).tolist(),
+    }
+
+
+def as_text(result: dict[str, Any]) -> str:
+    ends = [f"t {low:.2f}-{high:.2f}" for low, high in result["bins_of_t"]]
+    rows = []
+    for entry in result["checkpoints"]:
+        for name in ("ema", "model", "ema_minus_first", "model_minus_first"):
+            if name in entry:
+                one = entry[name]
+                low, high = one["low"], one["high"]
+                interval = "-" if low is None else f"{low:.5f} to {high:.5f}"
+                values = [f"{value:.5f}" for value in (*one["bins"], one["mean"])]
+                rows.append([f"{entry['file']} {name}", *values, interval])
+    kind = "held-out" if result["held_out"] else "training (none are held out)"
+    return "\n".join(
+        [
+            f"velocity loss of {result['images']} {kind} images of {result['data']}, t = 1 is data",
+            columns(["", *ends, "mean", "95 % interval"], rows),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run(main)

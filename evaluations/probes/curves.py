@@ -1,0 +1,19 @@
+"""The scores of a probe over its training."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Curves(NamedTuple):
+    values: np.ndarray  # (epochs, blocks)
+
+    @property
+    def final(self) -> list[float]:
+        """Of the last epoch, by block."""
+        return self.values[-1].tolist()
+
+    @property
+    def best(self) -> list[float]:
+        """Over the epochs; chosen on the test images, so it flatters."""
+        return self.values.max(0).tolist()

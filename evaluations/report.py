@@ -1,0 +1,188 @@
+"""Everything the lab knows of a checkpoint on one page, or of two checkpoints side by side.
+
+python -m evaluations.report results/000-SiT-Ti-2-digits --against results/001-SiT-Ti-2-digits
+"""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from evaluations import maps, pages, similarity
+from evaluations.classification import ProbeFlags, probed
+from evaluations.features import Study
+from evaluations.segmentation.__main__ import SegmentationFlags, segmented
+from runtime import distributed
+from runtime.config import checked
+from runtime.entry import run, speaks
+from runtime.errors import InputError
+from runtime.files import atomic_write, read_json, write_json
+from runtime.text import columns
+
+SHOWN = {  # score -> what people call it
+    "accuracy": "linear probe, accuracy",
+    "knn": "k-NN, accuracy",
+    "miou": "segmentation, mIoU",
+    "cka": "CKA with the encoder",
+    "debiased_cka": "debiased CKA with the encoder",
+    "cknna": "CKNNA with the encoder",
+}
+
+
+@dataclass(frozen=True)
+class Flags(maps.MapFlags, SegmentationFlags, ProbeFlags):
+    """Probes per block, alignment to an encoder, PCA maps, and the blocks' likeness to each other,
+    of one checkpoint or of two: report.json, curves.png and index.html.
+
+    With --against, curves are laid over each other, dashed lines are the means over the blocks, and
+    the ratios of the means are printed as the paper states them. What is there already is not
+    measured again.
+
+    python -m evaluations.report RUN --against VANILLA_RUN
+    python -m evaluations.report RUN --encoder timm:vit_base_patch14_dinov2.lvd142m --masks voc
+    """
+
+    against: str | None = None  # the checkpoint that the ratios are over
+    encoder: str | None = None  # timm:MODEL that the blocks are compared with; None: left out
+    similarity_images: int = 4000  # of the comparison with it, at most
+    masks: str | None = None  # voc, coco-things, coco-stuff, digits, fashion-mnist; None: left out
+    noises: tuple[float, ...] = (0.1, 0.5, 0.9)  # shares of noise of the PCA maps
+
+
+def main() -> None:
+    flags = checked(tyro.cli(Flags, console_outputs=speaks()))
+    ranks = distributed.start(flags.device)
+    if ranks.size > 1:
+        raise InputError("evaluations.report runs in one process: start it without torchrun")
+    studies = [Study(flags, ranks)]
+    folder = studies[0].folder
+    if flags.against:
+        own = folder / "against" if flags.out else None
+        studies.append(Study(replace(flags, ckpt=flags.against, out=own), ranks))
+        studies[1].look_at(studies[0])
+    found = [measured(study, flags) for study in studies]
+    pictures = maps.draw(studies, flags)[:-1]
+    content = {"networks": found, "ratios": ratios(found)}
+    write_json(folder / "report.json", content)
+    draw(found, folder / "curves.png")
+    page = page_of(found, folder / "curves.png", likeness(studies, folder), pictures)
+    with atomic_write(folder / "index.html") as file:
+        file.write(page)
+    print(f"{as_text(found)}\n{folder / 'index.html'}")
+
+
+def measured(study: Study, flags: Flags) -> dict[str, Any]:
+    """Scores of every block; each part is kept in a file of its own."""
+    found = kept(study, "classification", lambda: probed(study, flags))
+    scores = {"accuracy": found["accuracy"], "knn": found["knn"]}
+    if flags.masks:
+        scores["miou"] = kept(study, "segmentation", lambda: segmented(study, flags))["miou"]
+    if flags.encoder:
+        asked = similarity.SimilarityFlags(
+            flags.encoder, flags.encoder_weights, pictures=flags.similarity_images
+        )
+        alike = kept(study, "encoder", lambda: similarity.compared(study, asked))
+        scores |= {name: [row[0] for row in alike[name]] for name in similarity.METRICS}
+    return {"network": study.subject.name, "data": study.domain.name, "scores": scores,
+            "blocks": list(study.subject.blocks), "view": study.subject.identity}  # fmt: skip
+
+
+def kept(study: Study, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier run measured under the same flags, or what is measured now."""
+    path = study.folder / f"{name}.report.json"
+    flags = {key: str(value) for key, value in sorted(vars(study.flags).items()) if key != "out"}
+    if path.exists() and (there := read_json(path))["flags"] == flags:
+        return there["found"]
+    found = measure()
+    write_json(path, {"flags": flags, "found": found})
+    return found
+
+
+def ratios(found: list[dict[str, Any]]) -> dict[str, float]:
+    """By score, the first network's mean over the blocks over the second's."""
+    if len(found) < 2:
+        return {}
+    first, second = (one["scores"] for one in found)
+    return {
+        name: float(np.mean(first[name]) / np.mean(second[name]))
+        for name in first
+        if np.mean(second[name])
+    }
+
+
+def likeness(studies: list[Study], folder: Path) -> list[Path]:
+    """Heat maps of every network's blocks among themselves."""
+    paths = []
+    for number, study in enumerate(studies, start=1):
+        found = similarity.compared(study, similarity.SimilarityFlags(pictures=1000))
+        paths.append(folder / f"blocks-{number}.png")
+        similarity.draw(found, paths[-1])
+    return paths
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """A panel per score over the blocks, a color per network, dashed means: Figure 3's form."""
+    names = list(found[0]["scores"])
+    wide = min(3, len(names))
+    figure, axes = pages.figure_of(-(-len(names) // wide), wide)
+    for name, axis in zip(names, axes.flat, strict=False):
+        for number, one in enumerate(found):
+            values, color = one["scores"][name], f"C{number}"
+            axis.plot(one["blocks"], values, color=color, marker="o", markersize=3)
+            axis.axhline(np.mean(values), color=color, linestyle="--", linewidth=1)
+        axis.set_title(SHOWN[name])
+        axis.set_xlabel("block")
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    lines = [axes.flat[0].plot([], [], color=f"C{number}")[0] for number in range(len(found))]
+    figure.legend(lines, [one["network"] for one in found], loc="outside lower center")
+    pages.save(figure, path)
+
+
+def rows_of(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Mean and best over the blocks by score and network, and the ratio of the means."""
+    numbers = range(1, len(found) + 1)
+    head = ["", *(f"{what} of {number}" for number in numbers for what in ("mean", "best"))]
+    over = ratios(found)
+    rows = []
+    for name in found[0]["scores"]:
+        cells = []
+        for one in found:
+            values = one["scores"][name]
+            best = int(np.argmax(values))
+            cells += [f"{np.mean(values):.4f}", f"{values[best]:.4f} (block {one['blocks'][best]})"]
+        rows.append([SHOWN[name], *cells, *([f"{over[name] - 1:+.1%}"] if name in over else [])])
+    return [*head, *(["1 over 2"] if over else [])], rows
+
+
+def as_text(found: list[dict[str, Any]]) -> str:
+    head, rows = rows_of(found)
+    first = f"{found[0]['data']}, features of {len(found[0]['blocks'])} blocks"
+    return "\n".join([first, *numbered(found), columns(head, rows)])
+
+
+def numbered(found: list[dict[str, Any]]) -> list[str]:
+    return [f"{number}: {one['network']}" for number, one in enumerate(found, start=1)]
+
+
+def page_of(
+    found: list[dict[str, Any]], curves: Path, alike: list[Path], pictures: list[Path]
+) -> bytes:
+    noise = found[0]["view"].get("noise")
+    shown = "" if noise is None else f", {noise:.0%} noise, {found[0]['view']['label']} label"
+    parts = [
+        f"<p>{found[0]['data']}{shown}. {html.escape('; '.join(numbered(found)))}. Dashed lines "
+        "are means over the blocks.</p>\n",
+        pages.table(*rows_of(found)), pages.inlined(curves),
+        "<h2>PCA maps</h2>\n", *map(pages.inlined, pictures),
+        "<h2>Blocks among themselves</h2>\n", *map(pages.inlined, alike),
+    ]  # fmt: skip
+    return pages.page("What the blocks tell", parts)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""What every pixel shows: images with a class per pixel, and how well features tell them apart."""

@@ -1,0 +1,136 @@
+"""Mean tokens on disk: once, whole, of all ranks, and never more in memory than a batch."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import domains
+from domains import Draws
+from evaluations.features import Denoiser, View, pooled
+from runtime.config import SampleFlags
+from runtime.distributed import Ranks
+from runtime.errors import LocalError
+from sample import open_checkpoint
+from tests.commands import ROOT, succeed
+from tests.evaluations.lab import digits_run
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, perturb):
+    return digits_run(tmp_path_factory.mktemp("runs"), perturb)
+
+
+@pytest.fixture
+def subject(run):
+    opened = open_checkpoint(SampleFlags(ckpt=str(run), compile="off"), ALONE.device)
+    return Denoiser(opened, view=View(noise=0.2))
+
+
+def test_they_are_the_means_over_the_tokens_in_the_order_asked_for(subject, tmp_path):
+    images, numbers = domains.build("digits").held_out_set(), [7, 0, 300]
+    found = pooled(subject, images, numbers, tmp_path, ALONE, data="digits", batch_size=2)
+    tokens = subject(images.__getitems__(Draws.plain(numbers)))
+    for block in (1, 2, 3, 4):
+        torch.testing.assert_close(found.of(block), tokens[block].mean(1), rtol=2e-3, atol=2e-3)
+    assert found.labels.tolist() == images.__getitems__(Draws.plain(numbers)).y.tolist()
+
+
+def test_a_second_look_reads_what_the_first_has_written(subject, tmp_path, monkeypatch):
+    images = domains.build("digits").held_out_set()
+
+    def look(numbers=(1, 2), **more):
+        return pooled(subject, images, numbers, tmp_path, ALONE, **{"data": "digits"} | more)
+
+    first = look()
+    monkeypatch.setattr(subject, "tokens", lambda *_: pytest.fail("looked again"))
+    assert np.array_equal(look().values, first.values)
+    for change in ({"numbers": (2, 1)}, {"data": "other"}, {"mirrored": True}):
+        with pytest.raises(pytest.fail.Exception):
+            look(**change)
+
+
+def test_a_killed_look_leaves_nothing_that_counts(subject, tmp_path, monkeypatch):
+    images, calls = domains.build("digits").held_out_set(), []
+    tokens = subject.tokens
+
+    def dies_at_the_third(batch, draw=0):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return tokens(batch, draw)
+
+    monkeypatch.setattr(subject, "tokens", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        pooled(subject, images, range(9), tmp_path, ALONE, data="d", batch_size=3)
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    monkeypatch.setattr(subject, "tokens", tokens)
+    found = pooled(subject, images, range(9), tmp_path, ALONE, data="d", batch_size=3)
+    assert np.abs(found.values).max(1).min() > 0 and not list(tmp_path.glob(".*"))
+
+
+def test_features_that_float16_does_not_hold_are_refused(subject, tmp_path, monkeypatch):
+    tokens = subject.tokens
+    huge = {4: torch.full((1, 16, 32), 1e6)}
+    monkeypatch.setattr(subject, "tokens", lambda batch, draw=0: tokens(batch, draw) | huge)
+    with pytest.raises(LocalError, match="beyond float16"):
+        images = domains.build("digits").held_out_set()
+        pooled(subject, images, [1], tmp_path, ALONE, data="d")
+
+
+def test_two_processes_write_what_one_writes(run, tmp_path):
+    words = ["--images", 70, "--blocks", 1, 4, "--device", "cpu", "--out"]
+    succeed("evaluations.features.__main__", run, *words, tmp_path / "one")
+    job = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *job, "-m", "evaluations.features", run, *map(str, words),
+         tmp_path / "two"], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("block_01.npy", "block_04.npy", "labels.npy"):
+        one, two = (np.load(tmp_path / folder / name) for folder in ("one", "two"))
+        assert len(one) == 70 and np.allclose(one, two, rtol=2e-3, atol=2e-3)
+
+
+MEMORY = """
+import resource, sys, torch
+from pathlib import Path
+from evaluations.features import Denoiser, pooled
+from runtime.config import SampleFlags
+from runtime.distributed import Ranks
+from sample import open_checkpoint
+from tests.evaluations.lab import Noise
+cpu = torch.device("cpu")
+subject = Denoiser(open_checkpoint(SampleFlags(ckpt=sys.argv[1], compile="off"), cpu))
+images, peak = Noise(4000, (1, 32, 32)), []
+for count in (64, 4000):
+    pooled(subject, images, range(count), Path(sys.argv[2]), Ranks(0, 1, cpu), data=str(count))
+    peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak[1] - peak[0])
+"""
+
+
+def test_memory_stays_at_one_batch_of_tokens(tmp_path, perturb):
+    """4,000 images x 28 blocks x 64 tokens of 16 numbers would be 459 MB in float32."""
+    args = dict(dataset_name="fashion-mnist", image_size=32, num_classes=10, vae="none")
+    path = digits_run(tmp_path, perturb, args=args, depth=28, hidden_size=16, input_size=32,
+                      patch_size=4)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, path, tmp_path / "out"], cwd=ROOT, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    grown = int(done.stdout) / 1024
+    assert grown < 60, f"{grown:.0f} MB more for 4,000 images than for 64"
+
+
+def test_tokens_are_streamed_too(run, tmp_path):
+    succeed("evaluations.features.__main__", run, "--pool", "none", "--blocks", 2, "--images", 9,
+            "--part", "held-out", "--device", "cpu", "--out", tmp_path)  # fmt: skip
+    assert np.load(tmp_path / "block_02.npy").shape == (9, 16, 32)
+    assert not list(tmp_path.glob(".*")) and len(np.load(tmp_path / "labels.npy")) == 9

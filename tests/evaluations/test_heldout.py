@@ -1,0 +1,118 @@
+"""The held-out loss: fixed triples, whatever the batch, and differences that are paired."""
+
+import json
+
+import pytest
+import torch
+
+from domains import build
+from domains.reading import chosen
+from evaluations.heldout import Flags, draws_of, measured
+from models import SiT
+from tests.commands import refused, succeed
+from transport import create_transport
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two checkpoints of digits, some steps apart, with weights that differ from the EMA's."""
+    folder = tmp_path_factory.mktemp("runs")
+    succeed(
+        "train", "--preset", "digits", "--depth", 2, "--hidden-size", 16, "--num-heads", 2,
+        "--max-steps", 20, "--ckpt-every", 10, "--sample-every", 0, "--no-tensorboard",
+        "--device", "cpu", "--results-dir", folder,
+    )  # fmt: skip
+    return sorted(map(str, folder.glob("*/checkpoints/*.pt")))
+
+
+def flags(checkpoints, **more):
+    return Flags(ckpt=tuple(checkpoints), **{"images": 50, "bins": 3} | more)
+
+
+def test_it_is_reproducible_for_any_batch_size(checkpoints):
+    one = measured(flags(checkpoints), CPU)
+    assert measured(flags(checkpoints), CPU) == one
+    other = measured(flags(checkpoints, batch_size=7), CPU)
+    for a, b in zip(one["checkpoints"], other["checkpoints"], strict=True):
+        for weights in ("ema", "model"):
+            assert b[weights]["mean"] == pytest.approx(a[weights]["mean"], rel=1e-6)
+            assert b[weights]["bins"] == pytest.approx(a[weights]["bins"], rel=1e-6)
+    assert measured(flags(checkpoints, seed=1), CPU) != one
+
+
+def test_an_image_meets_the_same_noises_whoever_else_is_asked_for(checkpoints):
+    few, many = flags(checkpoints, images=1), flags(checkpoints)
+    for a, b in zip(draws_of(3, few, (1, 8, 8)), draws_of(3, many, (1, 8, 8)), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(draws_of(4, many, (1, 8, 8))[1], draws_of(3, many, (1, 8, 8))[1])
+
+
+def test_the_loss_is_the_velocity_loss_of_the_stored_weights(checkpoints):
+    """Worked out again for one image: times inside their bins, the class of the image kept."""
+    asked = flags(checkpoints[-1:], images=1)
+    entry = measured(asked, CPU)["checkpoints"][0]
+    stored = torch.load(checkpoints[-1], weights_only=True)
+    domain = build("digits")
+    (number,) = chosen(len(domain.held_out_set()), 1, asked.seed, "held-out images").tolist()
+    batch = domain.held_out_set().read(number, False)
+    x = torch.from_numpy(batch.raw)[None].float() / 127.5 - 1
+    _, noise, uniform = draws_of(number, asked, domain.shape)
+    for weights in ("ema", "model"):
+        model = SiT(**stored["architecture"], class_dropout_prob=0.0)
+        model.load_state_dict(stored[weights])
+        model.eval()
+        losses = []
+        for bin in range(3):
+            t = (bin + uniform[bin : bin + 1]) / 3
+            assert bin / 3 <= t < (bin + 1) / 3
+            e = noise[bin][None]
+            with torch.no_grad():
+                pred = model(t * x + (1 - t) * e, t, torch.tensor([batch.label])).pred
+            losses.append(float(((pred - (x - e)) ** 2).mean()))
+        assert entry[weights]["bins"] == pytest.approx(losses, rel=1e-5)
+    assert create_transport().times(torch.tensor(0.25)) == 0.25
+
+
+def test_differences_are_paired(checkpoints, tmp_path):
+    out = tmp_path / "heldout.json"
+    said = succeed("evaluations.heldout", *checkpoints, "--images", 50, "--out", out).out
+    assert "50 held-out images of digits" in said
+    first, second = json.loads(out.read_text())["checkpoints"]
+    assert "ema_minus_first" not in first
+    for weights in ("ema", "model"):
+        found = second[f"{weights}_minus_first"]
+        assert found["mean"] == pytest.approx(second[weights]["mean"] - first[weights]["mean"])
+        assert found["low"] < found["mean"] < found["high"]
+        paired, alone = (one["high"] - one["low"] for one in (found, second[weights]))
+        assert paired < alone
+    same = measured(flags(checkpoints[:1] * 2), CPU)["checkpoints"][1]["ema_minus_first"]
+    assert (same["low"], same["mean"], same["high"]) == (0, 0, 0)
+
+
+def rewritten(path, to, **parts):
+    """A copy of a checkpoint with other parts; None takes one out."""
+    content = torch.load(path, weights_only=True) | parts
+    torch.save({key: value for key, value in content.items() if value is not None}, to)
+    return str(to)
+
+
+def test_differences_are_from_the_first_checkpoint_alone(checkpoints, tmp_path):
+    """Where that one has no raw weights, those of the others are compared with nothing."""
+    bare = rewritten(checkpoints[0], tmp_path / "bare.pt", model=None)
+    second, third = measured(flags([bare, *checkpoints]), CPU)["checkpoints"][1:]
+    for entry in (second, third):
+        assert "ema_minus_first" in entry and "model_minus_first" not in entry
+
+
+def test_losses_of_another_kind_are_not_compared(checkpoints, tmp_path):
+    args = torch.load(checkpoints[1], weights_only=True)["args"]
+    other = rewritten(checkpoints[1], tmp_path / "n.pt", args=args | {"prediction": "noise"})
+    said = refused("evaluations.heldout", checkpoints[0], other)
+    assert "differ in prediction" in said
+
+
+def test_bad_input_is_one_sentence(checkpoints, tmp_path):
+    assert "--bins 0: give 1 or more" in refused("evaluations.heldout", *checkpoints, "--bins", 0)
+    assert "does not exist" in refused("evaluations.heldout", tmp_path / "no.pt")

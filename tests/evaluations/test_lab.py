@@ -1,0 +1,341 @@
+"""The commands of the lab, each on a checkpoint and real files: what they write and say."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.commands import refused, succeed
+from tests.evaluations.lab import DIGITS, digits_run, save_checkpoint
+
+ENCODER = "vit_tiny_patch16_224"
+CPU = ["--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, perturb):
+    """Two models of the digits and, as a file, an encoder."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [digits_run(folder, perturb, f"00{seed}-SiT-small", seed=seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("encoder") / "vit.pth"
+    torch.save(timm.create_model(ENCODER, pretrained=False).state_dict(), path)
+    return path
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def picture(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_probes_of_every_block_are_written_beside_the_run(runs):
+    said = succeed("evaluations.classification", runs[0], "--epochs", 20, *CPU).out
+    found = read(runs[0].parent.parent / "representation" / "0000010" / "classification.json")
+    assert found["blocks"] == [1, 2, 3, 4] and found["test_images"] == 500
+    assert len(found["accuracy"]) == len(found["knn"]) == 4
+    assert np.all(np.array(found["best_epoch"]) >= found["accuracy"])
+    assert 0.3 < max(found["accuracy"]) < 1 and 0.3 < max(found["knn"]) <= 1
+    assert f"{np.mean(found['accuracy']):.2%}" in said and "the best block is" in said
+
+
+def test_blocks_that_are_left_out_tell_what_is_before_them(runs, tmp_path):
+    words = ["--epochs", 1, "--images", 100, *CPU, "--out", tmp_path, "--skip-blocks", 2, 3]
+    succeed("evaluations.classification", runs[0], *words)
+    accuracy = read(tmp_path / "classification.json")["accuracy"]
+    assert accuracy[0] == accuracy[1] == accuracy[2] != accuracy[3]
+
+
+def test_an_encoders_features_are_probed_in_the_same_way(encoder, tmp_path):
+    words = ["--data", "digits", "--encoder-weights", encoder, "--images", 64, "--epochs", 2]
+    words += ["--blocks", 1, 12, *CPU, "--out", tmp_path]
+    # 564 images of 224 pixels: a second on a GPU, half a minute here, so the blocks are few.
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("evaluations.features.study.GRID", 2)
+    succeed("evaluations.classification", f"timm:{ENCODER}", *words)
+    monkey.undo()
+    found = read(tmp_path / "classification.json")
+    assert found["blocks"] == [1, 12] and found["network"] == ENCODER
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path):
+    """Two classes, in the layout of the real thing: one bright, one dark."""
+    root = tmp_path / "tiny-imagenet-200"
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "wnids.txt").write_text("n01443537\nn01629819\n")
+    (root / "words.txt").write_text("n01443537\tgoldfish\nn01629819\tsalamander\n")
+    random, lines = np.random.RandomState(0), []
+    for label, wnid in enumerate(("n01443537", "n01629819")):
+        folder = root / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        for number in range(24):
+            pixels = (120 * label + random.randint(0, 100, (64, 64, 3))).astype(np.uint8)
+            held_out = number >= 16
+            name = f"val_{len(lines)}.JPEG" if held_out else f"{wnid}_{number}.JPEG"
+            Image.fromarray(pixels).save((root / "val" / "images" if held_out else folder) / name)
+            if held_out:
+                lines.append(f"{name}\t{wnid}\t0\t0\t62\t62")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def latent_run(tmp_path, perturb, tiny_vae):
+    """A model in the latents of a real AutoencoderKL, at 32 pixels."""
+    args = dict(dataset_name="folder", image_size=32, num_classes=10, vae=tiny_vae)
+    path = tmp_path / "runs" / "000-SiT-latent" / "checkpoints" / "0000010.pt"
+    return save_checkpoint(path, perturb, args, in_channels=4, input_size=16, patch_size=4, depth=2)
+
+
+def test_tiny_imagenet_is_probed_at_the_checkpoints_size_through_its_vae(
+    latent_run, tiny_imagenet, tmp_path
+):
+    words = ["--data", "tiny-imagenet", "--data-path", tiny_imagenet, "--num-workers", 0]
+    words += ["--epochs", 20, "--out", tmp_path / "out", "--latent", "mode", *CPU]
+    succeed("evaluations.classification", latent_run, *words)
+    found = read(tmp_path / "out" / "classification.json")
+    assert (found["train_images"], found["test_images"]) == (32, 16)
+    assert max(found["knn"]) > 0.9  # bright and dark
+    assert len(list((tmp_path / "out" / "features").glob("*.labels.npy"))) == 3  # a mirrored view
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Left halves of one class, right halves background, a border that does not count."""
+    root = tmp_path / "DATA" / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    random = np.random.RandomState(0)
+    names = [f"2007_{number:06d}" for number in range(24)]
+    for name in names:
+        pixels = random.randint(0, 60, (48, 64, 3)).astype(np.uint8)
+        pixels[:, :32] += 150
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
+        mask = np.zeros((48, 64), np.uint8)
+        mask[:, :30], mask[:, 30:34] = 8, 255
+        image = Image.fromarray(mask, mode="P")
+        image.putpalette(list(range(256)) * 3)
+        image.save(root / "SegmentationClass" / f"{name}.png")
+    for part, some in (("train", names[:16]), ("val", names[16:])):
+        (root / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("\n".join(some) + "\n")
+    return tmp_path / "DATA"
+
+
+def test_segmentation_of_voc_through_a_vae(latent_run, voc, tmp_path):
+    words = ["--masks", "voc", "--masks-path", voc, "--segmentation-epochs", 60]
+    succeed("evaluations.segmentation.__main__", latent_run, *words, "--segmentation-batch", 8,
+            "--latent", "mode", *CPU, "--out", tmp_path / "out")  # fmt: skip
+    found = read(tmp_path / "out" / "segmentation.json")
+    assert (found["train_images"], found["test_images"], found["pixels"]) == (16, 8, 32)
+    assert len(found["miou"]) == 2 and max(found["miou"]) > 0.6
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["segmentation.json"]
+
+
+def test_segmentation_heads_are_linear_heads_trained_apart(runs):
+    """The public recipe, written out for one block."""
+    from evaluations.features import Denoiser
+    from evaluations.segmentation.data import open_masks
+    from evaluations.segmentation.heads import Fit, logits, make_heads, train
+    from evaluations.segmentation.prepared import Prepared
+    from runtime.config import SampleFlags
+    from sample import open_checkpoint
+
+    cpu = torch.device("cpu")
+    opened = open_checkpoint(SampleFlags(ckpt=str(runs[0]), compile="off"), cpu)
+    masks = open_masks("digits", None, 8, held_out=True)
+    fit = Fit(epochs=2, batch=100)
+    folder = runs[0].parent
+    both, one = (
+        train(subject, *[Prepared(subject, masks, folder, cpu, 100)] * 2, fit, cpu).values
+        for subject in (Denoiser(opened, (2, 4)), Denoiser(opened, (4,)))
+    )
+    assert one[:, 0].tolist() == both[:, 1].tolist()
+
+    subject = Denoiser(opened, (4,))
+    head = make_heads((4,), 32, 11, fit.seed)["4"]
+    opt = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-4)
+    random, prepared = np.random.default_rng(0), Prepared(subject, masks, folder, cpu, 100)
+    for epoch in range(2):
+        for batch, target in prepared.batches(random.permutation(500), 100, cpu):
+            opt.zero_grad()
+            found = logits(head, subject.tokens(batch, draw=epoch)[4], (4, 4), 8)
+            torch.nn.functional.cross_entropy(found, target, ignore_index=255).backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            opt.step()
+    from evaluations.segmentation.heads import tested
+
+    modules = torch.nn.ModuleDict({"4": head})
+    assert tested(modules, subject, prepared, 100, cpu) == pytest.approx(one[-1].tolist())
+
+
+def test_blocks_are_compared_with_an_encoder_and_with_another_model(runs, encoder, tmp_path):
+    words = ["--pictures", 24, *CPU, "--out", tmp_path]
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("evaluations.features.study.GRID", 2)
+    succeed("evaluations.similarity", runs[0], "--against", f"timm:{ENCODER}",
+            "--against-weights", encoder, *words)  # fmt: skip
+    monkey.undo()
+    found = read(tmp_path / "similarity.json")
+    assert found["against_blocks"] == [12] and np.array(found["cka"]).shape == (4, 1)
+    assert picture(tmp_path / "similarity.png").std() > 5
+    said = succeed("evaluations.similarity", runs[0], "--against", runs[1], *words).out
+    found = read(tmp_path / "similarity.json")
+    assert np.array(found["debiased_cka"]).shape == (4, 4) and "most alike" in said
+    succeed("evaluations.similarity", runs[0], *words)
+    found = read(tmp_path / "similarity.json")
+    for name in ("cka", "debiased_cka", "cknna"):
+        assert np.diag(found[name]) == pytest.approx(np.ones(4))
+
+
+def test_maps_show_two_models_the_same_noise(runs, tmp_path):
+    words = ["--noises", 0.2, 0.8, "--pictures", 5, 6, *CPU, "--out", tmp_path]
+    said = succeed("evaluations.maps", runs[0], "--compare", runs[1], *words).out
+    paths = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert paths == [f"maps-image{i}-noise{n}.png" for i in (5, 6) for n in (20, 80)]
+    assert all(name in said for name in paths)
+    with np.load(tmp_path / "maps.npz") as maps:
+        assert len(maps.files) == 2 * 2 * 2 * 4
+        assert maps["0/image5-noise20/block03"].shape == (16, 3)
+        assert not np.allclose(maps["0/image5-noise20/block03"], maps["1/image5-noise20/block03"])
+    succeed("evaluations.maps", runs[0], "--compare", runs[0], *words)
+    with np.load(tmp_path / "maps.npz") as maps:
+        for name in maps.files:
+            assert np.array_equal(maps[name], maps["1" + name[1:]])
+
+
+def test_components_are_those_of_the_covariance_with_a_fixed_sign():
+    from evaluations.maps import components
+
+    tokens = torch.randn(40, 8, dtype=torch.float64) @ torch.diag(torch.arange(8.0, 0, -1).double())
+    found = components(tokens)
+    centred = tokens - tokens.mean(0)
+    values = torch.linalg.eigvalsh(centred.T @ centred).flip(0)[:3]
+    torch.testing.assert_close(found.square().sum(0), values)
+    torch.testing.assert_close(components(-tokens), -found * signs(tokens, found))
+
+
+def signs(tokens, found):
+    """The loadings of -x are those of x, up to the sign that is fixed: so are its components."""
+    from evaluations.maps import components
+
+    return -(components(-tokens) / found).sign().mode(0).values
+
+
+def test_the_loss_without_each_block_is_paired_with_the_whole_models(runs, tmp_path):
+    words = ["--images", 40, "--samples", 3, "--steps", 3, *CPU, "--out", tmp_path]
+    said = succeed("evaluations.drop_blocks", runs[0], *words).out
+    found = read(tmp_path / "drop_blocks.json")
+    assert [row["skipped"] for row in found["rows"]] == [[], [1], [2], [3], [4]]
+    assert found["rows"][0]["more"]["mean"] == 0 and "without 4" in said
+    for row in found["rows"][1:]:
+        more = row["mean"] - found["rows"][0]["mean"]
+        assert row["more"]["mean"] == pytest.approx(more) and more != 0
+    assert picture(tmp_path / "drop_blocks.png").std() > 5
+    succeed("evaluations.drop_blocks", runs[0], *words, "--sets", "2,3", "--samples", 0)
+    both = read(tmp_path / "drop_blocks.json")["rows"]
+    assert [row["skipped"] for row in both] == [[], [2, 3]]
+
+
+def test_pairs_are_ranked_by_what_the_teacher_tells_more_than_the_student():
+    from evaluations.suggest_pairs import ranked
+
+    accuracy = [0.5, 0.5, 0.6, 0.8, 0.7, 0.9]  # 6 blocks: teachers up to 4
+    pairs = ranked(accuracy)
+    assert pairs[0][:2] == (2, 4) and pairs[0].gap == pytest.approx(0.3)
+    assert pairs[1][:2] == (1, 4)  # equal, but less of the network is taught
+    assert all(pair.teacher <= 4 for pair in pairs)
+
+
+def test_pairs_are_suggested_with_their_reason(runs, tmp_path):
+    said = succeed("evaluations.suggest_pairs", runs[0], *CPU, "--out", tmp_path).out
+    found = read(tmp_path / "pairs.json")
+    best = found["pairs"][0]
+    assert best["gap"] == pytest.approx(
+        found["accuracy"][best["teacher"] - 1] - found["accuracy"][best["student"] - 1]
+    )
+    expected = "try --encoder-depth" if best["gap"] >= 0.05 else "little to hand on"
+    assert "the paper's rule" in said and expected in said
+
+
+def test_one_page_holds_all_and_the_ratios_are_of_the_means(runs, tmp_path):
+    words = ["--against", runs[1], "--masks", "digits", "--segmentation-epochs", 1, "--epochs", 2]
+    words += ["--noises", 0.5, *CPU, "--out", tmp_path]
+    said = succeed("evaluations.report", runs[0], *words).out
+    content = read(tmp_path / "report.json")
+    first, second = (one["scores"] for one in content["networks"])
+    assert set(first) == {"accuracy", "knn", "miou"}
+    for name, ratio in content["ratios"].items():
+        assert ratio == pytest.approx(np.mean(first[name]) / np.mean(second[name]))
+    assert f"{content['ratios']['knn'] - 1:+.1%}" in said
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "http" not in page
+    assert picture(tmp_path / "curves.png").std() > 5
+
+
+def test_a_report_goes_on_with_what_is_measured_already(runs, tmp_path, monkeypatch):
+    words = ["--epochs", 1, "--noises", 0.5, *CPU, "--out", tmp_path]
+    succeed("evaluations.report", runs[0], *words)
+    monkeypatch.setattr("evaluations.report.probed", lambda *_: pytest.fail("measured again"))
+    before = (tmp_path / "index.html").read_bytes()
+    succeed("evaluations.report", runs[0], *words)
+    assert (tmp_path / "index.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "sentence"),
+    [
+        ("classification", "gone.pt", "gone.pt does not exist"),
+        ("classification", "{run} --blocks 9", "--blocks 9 does not exist: choose 1 to 4"),
+        ("classification", "{run} --noise 2", "--noise 2"),
+        ("classification", "{run} --epochs 0", "--epochs 0: give 1 or more"),
+        ("classification", "{run} --data fashion-mnist", "reads images of|--image-size 8"),
+        ("classification", "{run} --label true --data digits --skip-blocks 9", "block 9 does not"),
+        ("classification", "timm:nothing --data digits", "timm .* has no such network"),
+        ("classification", "timm:vit_tiny_patch16_224", "--data is missing"),
+        ("classification", "timm:vit_tiny_patch16_224 --data digits --encoder-weights no.pth",
+         "--encoder-weights no.pth: there is no such file"),
+        ("segmentation.__main__", "{run} --masks voc", "needs --masks-path FOLDER.*VOCdevkit"),
+        ("segmentation.__main__", "{run} --masks voc --masks-path .", "does not hold VOCdevkit"),
+        ("segmentation.__main__", "{run} --masks nothing", "choose from voc"),
+        ("similarity", "{run} --pictures 3", "--pictures 3: give 4 or more"),
+        ("similarity", "{run} --against gone.pt", "gone.pt does not exist"),
+        ("maps", "{run} --pictures 500", "--pictures 500: choose 0 to 499"),
+        ("drop_blocks", "{run} --sets 2,x", "write numbers with commas"),
+        ("drop_blocks", "{run} --sets 7", "--sets: block 7 does not exist"),
+        ("suggest_pairs", "{run} --blocks 2", "leave it out"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_sentence(runs, tmp_path, command, words, sentence):
+    words = words.format(run=runs[0]).split()
+    said = refused(f"evaluations.{command}", *words, *CPU)
+    assert re.search(sentence, said), said
+
+
+def test_held_out_classes_that_training_does_not_have_are_refused(runs, tmp_path, perturb):
+    """The probe's folders of training and test images disagree."""
+    for part, classes in (("train", ["a", "b"]), ("val", ["a", "b", "c"])):
+        for name in classes:
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for number in range(3):
+                pixels = np.full((8, 8, 3), 40 * number, np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    args = DIGITS | dict(dataset_name="folder")
+    run = digits_run(tmp_path / "runs", perturb, args=args, in_channels=3)
+    words = ["--data-path", tmp_path / "train", "--num-workers", 0, *CPU]
+    said = refused("evaluations.classification", run, *words)
+    assert "held" in said and "--val-path" in said
+    said = refused("evaluations.classification", run, *words, "--val-path", tmp_path / "val")
+    assert re.search(r"has other classes \(3\) than .* \(2\)", said)

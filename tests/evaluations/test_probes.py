@@ -1,0 +1,98 @@
+"""Probes: heads in one pass are heads alone; what is there to read is read, noise is not."""
+
+import numpy as np
+import pytest
+import torch
+
+from evaluations import probes
+from evaluations.features import Pooled
+from evaluations.probes import Fit, StackedHeads, train_heads
+
+CPU = torch.device("cpu")
+
+
+def made(images, seed, spread=0.1):
+    """Block 1 tells the class, block 2 tells nothing."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(images) % 4
+    centers = torch.randn(4, 6, generator=torch.Generator().manual_seed(9))
+    values = torch.randn(images, 2, 6, generator=random)
+    values[:, 0] = centers[labels] + spread * values[:, 0]
+    return Pooled((1, 2), values.numpy().astype(np.float16), labels.numpy())
+
+
+def alone(features, block):
+    place = features.blocks.index(block)
+    return Pooled((block,), features.values[:, place : place + 1], features.labels)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return made(400, 0), made(200, 1)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_heads_trained_together_are_the_heads_trained_apart(sets, norm):
+    train, test = sets
+    fit = Fit(epochs=4, batch=64, lr=1e-2, norm=norm)
+    both = train_heads([train], test, 4, fit, CPU).values
+    for place, block in enumerate((1, 2)):
+        one = train_heads([alone(train, block)], alone(test, block), 4, fit, CPU).values
+        assert one[:, 0] == pytest.approx(both[:, place], abs=1e-9)
+
+
+def test_a_stacked_head_is_a_batch_norm_and_a_linear_map():
+    heads = StackedHeads(2, 6, 4, norm=True, seed=0)
+    x = torch.randn(10, 2, 6)
+    found = heads(x)
+    for block in range(2):
+        norm = torch.nn.BatchNorm1d(6)
+        expected = norm(x[:, block]) @ heads.weight[block].T + heads.bias[block]
+        torch.testing.assert_close(found[:, block], expected)
+
+
+def test_separable_features_are_read_and_noise_is_not(sets):
+    train, test = sets
+    final = train_heads([train], test, 4, Fit(epochs=30, lr=1e-2), CPU).final
+    assert final[0] == 1.0 and final[1] < 0.4
+
+
+def test_the_last_epoch_and_the_best_are_told_apart(sets):
+    found = train_heads([sets[0]], sets[1], 4, Fit(epochs=5, lr=1e-2), CPU)
+    assert found.final == found.values[-1].tolist()
+    assert found.best[1] == max(found.values[:, 1])
+
+
+def test_mirror_images_are_drawn_too(sets):
+    """Views that disagree on everything: the heads learn from both, or they would be perfect."""
+    train, test = sets
+    mirrored = Pooled(train.blocks, -train.values, train.labels)
+    one, both = (
+        train_heads(views, Pooled(test.blocks, -test.values, test.labels), 4, Fit(epochs=30), CPU)
+        for views in ([train], [train, mirrored])
+    )
+    assert both.final[0] > one.final[0]
+
+
+def test_small_data_are_read_in_smaller_batches():
+    assert Fit(batch=1024).batch_of(1297) == 64
+    assert Fit(batch=1024).batch_of(100_000) == 1024
+    assert Fit(batch=1024).batch_of(40) == 32
+
+
+def test_ridge_reads_what_is_linear(sets):
+    def accuracy(block):
+        train, test = sets
+        return probes.ridge_accuracy(train.of(block), train.classes, test.of(block), test.classes)
+
+    assert accuracy(1) == 1.0 and accuracy(2) < 0.4
+
+
+def test_neighbours_vote_by_nearness():
+    """Two far ones of class 1 lose against one near of class 0, and one near wins alone."""
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [-1.0, 0.1]])
+    y = torch.tensor([0, 1, 1, 1])
+    ask = torch.tensor([[1.0, 0.1], [0.0, 2.0]])
+    assert probes.knn_accuracy(x, y, ask, torch.tensor([0, 1]), k=3) == 1.0
+    assert probes.knn_accuracy(x, y, ask, torch.tensor([1, 1]), k=3) == 0.5
+    assert probes.knn_accuracy(x, y, ask, torch.tensor([0, 1]), k=99) == 1.0
