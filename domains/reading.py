@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from runtime.errors import LocalError
 from runtime.random import generator
 
 from .domain import Batch, DataSet, as_read
@@ -27,7 +28,10 @@ def read(
         collate_fn=as_read, num_workers=workers if images.decodes else 0,
     )  # fmt: skip
     for batch in loader:
-        yield batch.checked().to_device(device)
+        if batch.error is not None:
+            # The flag that it may end with is not one of the commands that read so.
+            raise LocalError(batch.error.partition("; --skip-corrupt")[0])
+        yield batch.to_device(device)
 
 
 def chosen(count: int, most: int | None, *key: int | str) -> np.ndarray:

@@ -17,7 +17,7 @@ from evaluations.features.study import home
 from evaluations.heldout import Flags as LossFlags
 from evaluations.heldout import images_of, losses_of, summary
 from runtime import distributed
-from runtime.config import GridODE
+from runtime.config import GridODE, at_least
 from runtime.entry import asked_of_user, run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
@@ -41,6 +41,8 @@ class Flags:
     sets: tuple[str, ...] = ()  # blocks left out together, with commas; none: each in turn
     data: str | None = None  # --dataset_name of the images; None: the checkpoint's
     data_path: str | None = None  # folder of the data, where it is local
+    weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
+    vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs
     images: int = 500  # of the loss, at most
     samples: int = 8  # per row of the picture; 0: none
@@ -54,17 +56,15 @@ class Flags:
 
 def main() -> None:
     flags = tyro.cli(Flags, console_outputs=speaks())
-    for name, least in (("images", 1), ("samples", 0), ("steps", 2), ("batch_size", 1)):
-        if getattr(flags, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give {least} or "
-                             "more")  # fmt: skip
+    at_least(flags, images=1, samples=0, steps=2, batch_size=1)
     ranks = distributed.start(flags.device)
     if ranks.size > 1:
         raise InputError("evaluations.drop_blocks runs in one process: start it without torchrun")
     sampling = GridODE(
-        ckpt=flags.ckpt, dataset_name=flags.data, data_path=flags.data_path, seed=flags.seed,
-        cache_dir=flags.cache_dir, sampling_method="heun2", num_sampling_steps=flags.steps,
-        cfg_scale=flags.cfg_scale, compile="off",
+        ckpt=flags.ckpt, weights=flags.weights, vae=flags.vae, dataset_name=flags.data,
+        data_path=flags.data_path, seed=flags.seed, cache_dir=flags.cache_dir,
+        sampling_method="heun2", num_sampling_steps=flags.steps, cfg_scale=flags.cfg_scale,
+        compile="off",
     )  # fmt: skip
     opened = open_checkpoint(sampling, ranks.device)
     found, strips = measured(opened, flags, sampling, ranks.device)

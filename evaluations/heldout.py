@@ -105,7 +105,7 @@ def kind_of(opened: Opened) -> dict[str, Any]:
     """What has to be equal where losses are compared."""
     transport, domain = opened.transport, opened.domain
     return {
-        "path": type(transport.path).__name__, "prediction": transport.prediction,
+        "path": transport.path.name, "prediction": transport.prediction,
         "shape": tuple(domain.shape), "VAE": domain.codec.identity,
     }  # fmt: skip
 

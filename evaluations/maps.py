@@ -4,7 +4,7 @@ python -m evaluations.maps results/000-SiT-Ti-2-digits --compare results/001-SiT
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +51,7 @@ def main() -> None:
         raise InputError("evaluations.maps runs in one process: start it without torchrun")
     studies = [Study(flags, ranks)]
     if flags.compare:
-        studies.append(Study(replace(flags, ckpt=flags.compare), ranks))
-        studies[1].look_at(studies[0])
+        studies.append(studies[0].beside(flags.compare))
     for path in draw(studies, flags):
         print(path)
 
@@ -64,14 +63,15 @@ def draw(studies: Sequence[Study], flags: MapFlags) -> list[Path]:
     images = first.images(held_out=first.has_held_out())
     if not flags.pictures or not flags.noises:
         raise InputError("--pictures and --noises take one number or more")
+    subjects = {noise: [one.subject.at(noise) for one in studies] for noise in flags.noises}
     for number in flags.pictures:
         if not 0 <= number < len(images):
             raise InputError(f"--pictures {number}: choose 0 to {len(images) - 1}")
     paths, kept = [], {}
     for batch in read(images, flags.pictures, 1, first.ranks.device):
-        for noise in flags.noises:
-            panels = [(one.subject, maps_of(one.subject.at(noise), batch)) for one in studies]
-            name = f"image{int(batch.index)}-noise{round(100 * noise):02d}"
+        for noise in subjects:
+            panels = [(one, maps_of(one, batch)) for one in subjects[noise]]
+            name = f"image{int(batch.index)}-noise{noise:g}"
             for number, (_, found) in enumerate(panels):
                 for block, values in found.items():
                     kept[f"{number}/{name}/block{block:02d}"] = values.flatten(0, 1).numpy()
@@ -88,6 +88,8 @@ def maps_of(subject: Subject, batch: Batch) -> dict[int, Tensor]:
     if subject.grid is None:
         raise InputError(f"the tokens of {subject.name} do not lie in rows and columns")
     found = subject(batch)
+    if not all(tokens.isfinite().all() for tokens in found.values()):
+        raise InputError(f"{subject.name} has features that are not finite: it has diverged")
     return {
         block: components(tokens[0]).unflatten(0, subject.grid).cpu()
         for block, tokens in found.items()
@@ -125,7 +127,7 @@ def picture(
         axis.set(xticks=[], yticks=[])
         axis.set_frame_on(False)
     names = "; below: ".join(subject.name for subject, _ in panels)
-    figure.suptitle(f"{noise:.0%} noise, {names}", fontsize=8)
+    figure.suptitle(f"{noise:g} noise, {names}", fontsize=8)
     pages.save(figure, path)
 
 

@@ -4,8 +4,9 @@ python -m evaluations.report results/000-SiT-Ti-2-digits --against results/001-S
 """
 
 import html
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import tyro
 
 from evaluations import maps, pages, similarity
 from evaluations.classification import ProbeFlags, probed
-from evaluations.features import Study
-from evaluations.segmentation.__main__ import SegmentationFlags, segmented
+from evaluations.features import Study, StudyFlags
+from evaluations.features.study import ENCODER
+from evaluations.segmentation import __main__ as segmentation
+from evaluations.segmentation.__main__ import SegmentationFlags
 from runtime import distributed
 from runtime.config import checked
 from runtime.entry import run, speaks
@@ -23,8 +26,10 @@ from runtime.errors import InputError
 from runtime.files import atomic_write, read_json, write_json
 from runtime.text import columns
 
+UNBIASED = {"debiased_cka", "cknna"}
 SHOWN = {  # score -> what people call it
     "accuracy": "linear probe, accuracy",
+    "ridge": "ridge regression, accuracy",
     "knn": "k-NN, accuracy",
     "miou": "segmentation, mIoU",
     "cka": "CKA with the encoder",
@@ -58,12 +63,15 @@ def main() -> None:
     ranks = distributed.start(flags.device)
     if ranks.size > 1:
         raise InputError("evaluations.report runs in one process: start it without torchrun")
+    if flags.encoder and not flags.encoder.startswith(ENCODER):
+        raise InputError(f"--encoder {flags.encoder}: name one of timm, {ENCODER}MODEL")
+    if flags.masks:
+        segmentation.check(flags)
     studies = [Study(flags, ranks)]
     folder = studies[0].folder
     if flags.against:
         own = folder / "against" if flags.out else None
-        studies.append(Study(replace(flags, ckpt=flags.against, out=own), ranks))
-        studies[1].look_at(studies[0])
+        studies.append(studies[0].beside(flags.against, out=own))
     found = [measured(study, flags) for study in studies]
     pictures = maps.draw(studies, flags)[:-1]
     content = {"networks": found, "ratios": ratios(found)}
@@ -77,40 +85,63 @@ def main() -> None:
 
 def measured(study: Study, flags: Flags) -> dict[str, Any]:
     """Scores of every block; each part is kept in a file of its own."""
-    found = kept(study, "classification", lambda: probed(study, flags))
-    scores = {"accuracy": found["accuracy"], "knn": found["knn"]}
+    asked = similarity.SimilarityFlags(
+        flags.encoder, flags.encoder_weights, pictures=flags.similarity_images
+    )
+    encoder = similarity.other_of(study, asked) if flags.encoder else None  # or refused, before
+    found = kept(study, "classification", ProbeFlags, lambda: probed(study, flags))
+    scores = {name: found[name] for name in ("accuracy", "ridge", "knn")}
     if flags.masks:
-        scores["miou"] = kept(study, "segmentation", lambda: segmented(study, flags))["miou"]
-    if flags.encoder:
-        asked = similarity.SimilarityFlags(
-            flags.encoder, flags.encoder_weights, pictures=flags.similarity_images
-        )
-        alike = kept(study, "encoder", lambda: similarity.compared(study, asked))
-        scores |= {name: [row[0] for row in alike[name]] for name in similarity.METRICS}
+        segmented = segmentation.segmented
+        found = kept(
+            study, "segmentation", SegmentationFlags,
+            lambda: segmented(study.subject, flags, flags.seed, study.folder),
+        )  # fmt: skip
+        scores["miou"] = found["miou"]
+    if encoder:
+        found = kept(
+            study, "encoder", similarity.SimilarityFlags,
+            lambda: similarity.compared(study, asked), encoder.subject.identity,
+        )  # fmt: skip
+        scores |= {name: [row[0] for row in found[name]] for name in similarity.METRICS}
     return {"network": study.subject.name, "data": study.domain.name, "scores": scores,
             "blocks": list(study.subject.blocks), "view": study.subject.identity}  # fmt: skip
 
 
-def kept(study: Study, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What an earlier run measured under the same flags, or what is measured now."""
+def kept(
+    study: Study, name: str, part: type, measure: Callable[[], dict[str, Any]], *others: Any
+) -> dict[str, Any]:
+    """What an earlier run measured of the same network and images, or what is measured now.
+
+    Args:
+        part: whose flags it depends on, besides those that choose network and images.
+        others: other networks that it depends on.
+    """
     path = study.folder / f"{name}.report.json"
-    flags = {key: str(value) for key, value in sorted(vars(study.flags).items()) if key != "out"}
-    if path.exists() and (there := read_json(path))["flags"] == flags:
+    own = {field.name for field in fields(part)} - {field.name for field in fields(StudyFlags)}
+    key = {
+        "network": study.subject.identity, "blocks": list(study.subject.blocks),
+        "data": [study.reading(held_out=one).data for one in (False, True)],
+        "seed": study.flags.seed, "others": list(others),
+        **{field: str(getattr(study.flags, field, None)) for field in sorted(own)},
+    }  # fmt: skip
+    if path.exists() and (there := read_json(path)).get("key") == json.loads(json.dumps(key)):
         return there["found"]
     found = measure()
-    write_json(path, {"flags": flags, "found": found})
+    write_json(path, {"key": key, "found": found})
     return found
 
 
 def ratios(found: list[dict[str, Any]]) -> dict[str, float]:
-    """By score, the first network's mean over the blocks over the second's."""
+    """By score, the first network's mean over the blocks over the second's; of scores that are
+    shares alone: an unbiased one may be 0 and below."""
     if len(found) < 2:
         return {}
     first, second = (one["scores"] for one in found)
     return {
         name: float(np.mean(first[name]) / np.mean(second[name]))
         for name in first
-        if np.mean(second[name])
+        if name not in UNBIASED and np.mean(second[name]) > 0
     }
 
 
@@ -155,8 +186,12 @@ def rows_of(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             values = one["scores"][name]
             best = int(np.argmax(values))
             cells += [f"{np.mean(values):.4f}", f"{values[best]:.4f} (block {one['blocks'][best]})"]
-        rows.append([SHOWN[name], *cells, *([f"{over[name] - 1:+.1%}"] if name in over else [])])
-    return [*head, *(["1 over 2"] if over else [])], rows
+        if len(found) > 1:
+            means = [float(np.mean(one["scores"][name])) for one in found]
+            ratio = f"{over[name] - 1:+.1%}" if name in over else "-"
+            cells += [f"{means[0] - means[1]:+.4f}", ratio]
+        rows.append([SHOWN[name], *cells])
+    return [*head, *(["1 - 2", "1 over 2"] if len(found) > 1 else [])], rows
 
 
 def as_text(found: list[dict[str, Any]]) -> str:

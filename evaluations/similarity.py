@@ -3,8 +3,7 @@
 python -m evaluations.similarity RUN --against timm:vit_base_patch14_dinov2.lvd142m
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor
 
 from evaluations import pages
 from evaluations.features import Encoder, Pooled, Study, StudyFlags
-from evaluations.metrics.alignment import cka, cknna, debiased_cka
+from evaluations.metrics.alignment import CKA, CKNNA, DebiasedCKA, Likeness
 from runtime import distributed
-from runtime.config import checked
+from runtime.config import at_least, checked
 from runtime.entry import asked_of_user, run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
 
-METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
-    "cka": cka, "debiased_cka": debiased_cka, "cknna": cknna,
-}  # fmt: skip
+METRICS: dict[str, type[Likeness]] = {"cka": CKA, "debiased_cka": DebiasedCKA, "cknna": CKNNA}
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,7 @@ def main() -> None:
 
 def compared(study: Study, flags: SimilarityFlags) -> dict[str, Any]:
     """What the JSON holds; the same on all ranks."""
-    if flags.pictures < 4:
-        raise InputError(f"--pictures {flags.pictures}: give 4 or more")
+    at_least(flags, pictures=4)
     other = other_of(study, flags)
     held_out = study.has_held_out()
     sides = [one.pooled(held_out=held_out, most=flags.pictures) for one in (study, other)]
@@ -79,6 +74,7 @@ def compared(study: Study, flags: SimilarityFlags) -> dict[str, Any]:
                 "data": study.domain.name, "images": len(sides[0].labels),
                 "blocks": list(sides[0].blocks), "against_blocks": list(sides[1].blocks),
                 "view": study.subject.identity,
+                "same_network": study.subject.identity == other.subject.identity,
                 **{name: matrix(metric, *sides, study.ranks.device)
                    for name, metric in METRICS.items()},
             }  # fmt: skip
@@ -87,29 +83,34 @@ def compared(study: Study, flags: SimilarityFlags) -> dict[str, Any]:
 
 
 def other_of(study: Study, flags: SimilarityFlags) -> Study:
-    """The other network, shown the images of the first."""
+    """The other network, shown the images of the first.
+
+    Raises:
+        InputError: flags of another network, and none is named.
+    """
     if flags.against is None:
+        if flags.against_blocks or flags.against_weights:
+            raise InputError("--against-blocks and --against-weights are those of --against")
         return study
-    asked = replace(
-        study.flags, ckpt=flags.against, encoder_weights=flags.against_weights,
-        blocks=flags.against_blocks, skip_blocks=(), data=study.domain.name,
+    other = study.beside(
+        flags.against, encoder_weights=flags.against_weights, blocks=flags.against_blocks,
+        skip_blocks=(),
     )  # fmt: skip
-    other = Study(asked, study.ranks)
     if isinstance(other.subject, Encoder) and not flags.against_blocks:
         other.subject.blocks = other.subject.blocks[-1:]
-    other.look_at(study)
     return other
 
 
 def matrix(
-    metric: Callable[[Tensor, Tensor], float], one: Pooled, other: Pooled, device: torch.device
+    metric: type[Likeness], one: Pooled, other: Pooled, device: torch.device
 ) -> list[list[float]]:
     """A row per block of the first, of vectors brought to length 1 as the paper's script does."""
 
-    def unit(side: Pooled, block: int) -> Tensor:
-        return F.normalize(side.of(block).to(device), dim=1)
+    def prepared(side: Pooled, block: int) -> Likeness:
+        return metric(F.normalize(side.of(block).to(device), dim=1))
 
-    return [[metric(unit(one, a), unit(other, b)) for b in other.blocks] for a in one.blocks]
+    columns = [prepared(other, block) for block in other.blocks]
+    return [[prepared(one, block).to(column) for column in columns] for block in one.blocks]
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -137,8 +138,9 @@ def as_text(found: dict[str, Any]) -> str:
     for name in METRICS:
         values = np.array(found[name])
         others = values.copy()
-        if found["against"] == found["network"]:
-            np.fill_diagonal(others, -np.inf)  # a block is like itself
+        if found["same_network"]:  # a block is like itself
+            same = np.equal.outer(found["blocks"], found["against_blocks"])
+            others[same] = -np.inf
         row, column = np.unravel_index(others.argmax(), values.shape)
         best = f"{found['blocks'][row]} and {found['against_blocks'][column]}"
         lines.append(

@@ -28,7 +28,7 @@ from .runs import Run, Step
 from .sweep import Experiment, Setting, classifier_file, sweep
 
 NOISE = 0.3  # share of noise in what the probed features see
-PROBED = 3000  # images that a probe is fitted to, and tested on, at most
+PROBED = 6000  # training images at most: two thirds to fit a probe to, the rest to test it on
 LEAST_SEEDS = 3  # an interval over two is twelve of their deviations wide
 LEAST_GAP = 0.05  # of the teacher's probe over the student's, at a quarter of the training
 
@@ -146,7 +146,7 @@ def probes_of(folder: Path, pair: tuple[int, int]) -> dict[str, Any]:
         weights="model",  # the EMA of a short run is still near the start
         num_workers=0, device="cpu",
     )  # fmt: skip
-    blocks = qualities(Study(flags, Ranks(0, 1, torch.device("cpu"))), PROBED)
+    blocks, _ = qualities(Study(flags, Ranks(0, 1, torch.device("cpu"))), PROBED)
     student, teacher = pair
     return {
         "run": folder.name, "step": int(path.stem), "blocks": blocks,

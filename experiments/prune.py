@@ -14,7 +14,8 @@ from .sweep import Experiment, Setting, sweep
 def runs(setting: Setting) -> list[Run]:
     """Every second block between student and teacher is taken out of a trained model, and the rest
     is fine-tuned. `scratch` has the depth that is left and as many steps as the fine-tuning;
-    `scratch-twice` as many as fine-tuning and parent together."""
+    `scratch-twice` as many as fine-tuning and parent together, though the parent's are dearer by
+    the blocks that it has more."""
     pruned = list(range(setting.student + 1, setting.teacher, 2))
     depth = setting.depth - len(pruned)
     plain = {"loss_type": "vanilla", "depth": depth}

@@ -135,6 +135,11 @@ def adapt(
         ValueError: a difference that fine-tuning cannot bridge, naming the tensor.
     """
     weights = without_blocks(own_weights(weights, reversed_time), pruned)
+    left = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    if pruned and left != model.depth:
+        raise ValueError(
+            f"{left} blocks are left, and the model has {model.depth}: give --depth {left}"
+        )
     fresh = model.state_dict()
     table, positions = "y_embedder.embedding_table.weight", "pos_embed"
     if table in fresh and table not in weights:

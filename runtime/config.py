@@ -312,6 +312,17 @@ def checked(config: Config) -> Config:
     return config
 
 
+def at_least(flags: Any, **least: int) -> None:
+    """
+    Raises:
+        InputError: a number that is given and smaller than its least.
+    """
+    for name, smallest in least.items():
+        value = getattr(flags, name)
+        if value is not None and value < smallest:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give {smallest} or more")
+
+
 def parse(
     config: type[Config],
     presets: Mapping[str, Mapping[str, Any]],

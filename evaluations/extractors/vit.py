@@ -15,6 +15,9 @@ from runtime.errors import InputError
 
 from .timm import Asked, open_network
 
+# What timm's plain transformers have: ViT in all its trainings, EVA, DINOv3.
+NEEDED = ("patch_embed", "blocks", "norm", "num_prefix_tokens", "forward_intermediates")
+
 
 class VisionTransformer:
     """A frozen encoder whose patches are as many as `grid` says.
@@ -39,8 +42,7 @@ class VisionTransformer:
         patch = patch_of(name, asked)
         self.size = tuple(n * p for n, p in zip(grid, patch, strict=True))
         self.network = open_network(name, weights, asked, img_size=self.size)
-        if isinstance(self.network.norm, nn.Identity):
-            raise InputError(f"{asked.network}: it has no norm over its patch tokens")
+        self.asked = asked
         self.network.eval().requires_grad_(False)
         self.name, self.fingerprint = name, fingerprint(self.network.state_dict())
         self.grid, self.width = tuple(grid), self.network.num_features
@@ -57,7 +59,13 @@ class VisionTransformer:
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
-        """uint8 images -> patch tokens after the final norm (B, N, Z) float32."""
+        """uint8 images -> patch tokens after the final norm (B, N, Z) float32.
+
+        Raises:
+            InputError: the network pools them before it.
+        """
+        if isinstance(self.network.norm, nn.Identity):
+            raise InputError(f"{self.asked.network}: it has no norm over its patch tokens")
         features = self.network.forward_features(self.pixels(images))
         return features[:, self.network.num_prefix_tokens :].float()
 
@@ -79,8 +87,6 @@ class VisionTransformer:
 def patch_of(name: str, asked: Asked) -> tuple[int, int]:
     """The patch of a vision transformer, without its weights."""
     plain = open_network(name, None, asked, pretrained=False)
-    import timm
-
-    if not isinstance(plain, timm.models.VisionTransformer):
+    if not all(hasattr(plain, part) for part in NEEDED):
         raise InputError(f"{asked.network}: it is no vision transformer of timm")
     return plain.patch_embed.patch_size

@@ -3,11 +3,11 @@
 from .denoiser import CLEAN, Denoiser, View
 from .encoder import Encoder
 from .modules import Modules
-from .pooled import Pooled, pooled
-from .study import Study, StudyFlags
+from .pooled import Pooled, Reading, pooled
+from .study import Study, StudyFlags, SubjectFlags
 from .subject import Subject
 
 __all__ = [
-    "CLEAN", "Denoiser", "Encoder", "Modules", "Pooled", "Study", "StudyFlags", "Subject", "View",
-    "pooled",
+    "CLEAN", "Denoiser", "Encoder", "Modules", "Pooled", "Reading", "Study", "StudyFlags",
+    "Subject", "SubjectFlags", "View", "pooled",
 ]  # fmt: skip

@@ -3,27 +3,28 @@
 python -m evaluations.features results/000-SiT-Ti-2-digits --blocks 2 4 --out features
 """
 
-import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
+from torch import Tensor
 
-from domains.reading import chosen, read
 from runtime import distributed
 from runtime.config import checked
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.files import atomic_write, write_json
+from runtime.files import atomic_write, read_json, write_json
 
-from .pooled import partial
+from .pooled import look, shapes_of
+from .rows import Rows
 from .study import Study, StudyFlags
 
 
 @dataclass(frozen=True)
 class Flags(StudyFlags):
-    """Write the features of blocks: block_08.npy, float16 (N, D) or (N, tokens, D), and labels.npy.
+    """Write the features of blocks: block_08.npy, float16 (N, D) or (N, tokens, D), labels.npy and
+    numbers.npy, which images they are of, and features.json, what they depend on.
 
     Under torchrun every process looks at its share of the images.
 
@@ -37,62 +38,56 @@ class Flags(StudyFlags):
 
 def main() -> None:
     flags = checked(tyro.cli(Flags, console_outputs=speaks()))
-    if flags.images is not None and flags.images < 1:
-        raise InputError(f"--images {flags.images}: give 1 or more")
     ranks = distributed.start(flags.device)
     study = Study(flags, ranks)
-    {"mean": write_means, "none": write_tokens}[flags.pool](study, flags)
+    subject, folder = study.subject, study.folder
+    reading = study.reading(held_out=flags.part == "held-out", most=flags.images)
+    card = subject.identity | {
+        "network_name": subject.name, "blocks": list(subject.blocks), "data": reading.data,
+        "data_set": study.domain.name, "part": flags.part, "pool": flags.pool,
+        "images": len(reading.numbers),
+    }  # fmt: skip
+    if ranks.from_main(lambda: is_there(folder / "features.json", card)):
+        return ranks.from_main(lambda: print(f"{folder} is finished"))
+    shapes = ranks.from_main(lambda: shapes_of(subject, reading))
+    count, pools = len(reading.numbers), flags.pool == "mean"
+    blocks = {
+        block: Rows(
+            folder / f"block_{block:02d}.npy", "<f2", (count, *(shape[1:] if pools else shape))
+        )
+        for block, shape in zip(subject.blocks, shapes, strict=True)
+    }
+    labels = Rows(folder / "labels.npy", "<i8", (count,))
+
+    def keep(first: int, tokens: dict[int, Tensor], y: Tensor) -> None:
+        for block, rows in blocks.items():
+            rows.write(first, tokens[block].mean(1) if pools else tokens[block])
+        labels.write(first, y)
+
+    look(subject, reading, ranks, [*blocks.values(), labels], keep)
+
+    def finish() -> None:
+        with atomic_write(folder / "numbers.npy") as file:
+            np.save(file, np.asarray(reading.numbers, np.int64))
+        write_json(folder / "features.json", card)  # last: with it the folder is complete
+        print(f"{folder}: {count} images of {study.domain.name}, blocks {list(subject.blocks)}")
+
+    ranks.from_main(finish)
 
 
-def write_means(study: Study, flags: Flags) -> None:
-    found = study.pooled(held_out=flags.part == "held-out", most=flags.images)
-
-    def write() -> None:
-        for block in found.blocks:
-            with atomic_write(study.folder / f"block_{block:02d}.npy") as file:
-                np.save(file, found.values[:, found.blocks.index(block)])
-        finish(study, found.labels)
-
-    study.ranks.from_main(write)
-
-
-def write_tokens(study: Study, flags: Flags) -> None:
-    """Streamed: a batch of tokens is held at a time.
-
-    Raises:
-        InputError: under torchrun.
+def is_there(path: Any, card: dict[str, Any]) -> bool:
     """
-    if study.ranks.size > 1:
-        raise InputError("--pool none writes one file in order: start it without torchrun")
-    images = study.images(held_out=flags.part == "held-out")
-    numbers = chosen(len(images), flags.images, flags.seed, "study")
-    labels: list[np.ndarray] = []
-    files: dict[int, np.memmap] = {}
-    study.folder.mkdir(parents=True, exist_ok=True)
-    at = 0
-    for batch in read(images, numbers, flags.batch_size, study.ranks.device,
-                      workers=flags.num_workers):  # fmt: skip
-        for block, tokens in study.subject(batch).items():
-            if block not in files:
-                shape = (len(numbers), *tokens.shape[1:])
-                path = partial(study.folder / f"block_{block:02d}.npy")
-                files[block] = np.lib.format.open_memmap(path, "w+", "<f2", shape)
-            files[block][at : at + len(tokens)] = tokens.half().cpu().numpy()
-        labels.append(batch.y.cpu().numpy())
-        at += len(batch.y)
-    for block, file in files.items():
-        file.flush()
-        path = study.folder / f"block_{block:02d}.npy"
-        os.replace(partial(path), path)
-    finish(study, np.concatenate(labels))
-
-
-def finish(study: Study, labels: np.ndarray) -> None:
-    """The labels, and last the card: with it the folder is complete."""
-    with atomic_write(study.folder / "labels.npy") as file:
-        np.save(file, labels)
-    write_json(study.folder / "features.json", study.subject.identity | {"images": len(labels)})
-    print(f"{study.folder}: {len(labels)} images, blocks {list(study.subject.blocks)}")
+    Raises:
+        InputError: features of another network, of other images, or of another view of them.
+    """
+    if not path.exists():
+        return False
+    there = read_json(path)
+    if differing := [key for key, value in card.items() if there.get(key) != value]:
+        raise InputError(
+            f"{path.parent} holds features of another {differing[0]}: give another --out"
+        )
+    return True
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Blocks of a diffusion or flow transformer that sees an image at a stated share of noise."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,13 +48,18 @@ class Denoiser(Subject):
             raise InputError("--label true: the model was trained without classes")
         self.opened, self.view, self.model = opened, view, model
         self.blocks, self.grid = chosen_blocks(asked, model.depth), model.grid
-        self.reads, self.trained_on = opened.domain.raw_shape, opened.domain.name
+        self.reads, self.classes = opened.domain.raw_shape, (opened.domain.name, model.num_classes)
         file = opened.checkpoint
         self.name = f"{file.path.parent.parent.name}, step {file.step}".removeprefix(", ")
-        self.identity = {
+        self.device = next(model.parameters()).device
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        opened, model = self.opened, self.model
+        return {
             "network": fingerprint(model.state_dict()), "skipped": sorted(model.skipped_blocks),
-            "codec": opened.domain.codec.identity, "path": type(opened.transport.path).__name__,
-            **asdict(view),
+            "codec": opened.domain.codec.identity, "path": opened.transport.path.name,
+            "bf16": opened.network.arithmetic.bf16, **asdict(self.view),
         }  # fmt: skip
 
     def at(self, noise: float) -> "Denoiser":

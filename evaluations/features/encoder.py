@@ -1,5 +1,7 @@
 """Blocks of a frozen image encoder: DINOv2, CLIP, MAE ... through timm."""
 
+from typing import Any
+
 from torch import Tensor
 
 from domains import Batch
@@ -11,11 +13,8 @@ from .subject import Subject, chosen_blocks
 class Encoder(Subject):
     """A vision transformer of timm as a subject: its patch tokens, before the final norm.
 
-    Images are resized to its patches times `grid`, bicubic; grey ones are repeated to three
+    Images are resized to its patches times its grid, bicubic; grey ones are repeated to three
     channels. Class and register tokens are left out.
-
-    Args:
-        grid: tokens in rows and columns.
 
     Raises:
         InputError: a block that does not exist.
@@ -24,7 +23,11 @@ class Encoder(Subject):
     def __init__(self, network: VisionTransformer, asked: tuple[int, ...] = ()) -> None:
         self.network, self.name = network, network.name
         self.blocks, self.grid = chosen_blocks(asked, network.depth), network.grid
-        self.identity = {"network": network.fingerprint, "grid": list(network.grid)}
+        self.device = network.mean.device
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"network": self.network.fingerprint, "grid": list(self.network.grid)}
 
     def tokens(self, batch: Batch, draw: int = 0) -> dict[int, Tensor]:
         return self.network.blocks(batch.raw, self.blocks)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,14 +23,15 @@ class Done(Exception):
 class Modules(Subject):
     """Outputs of a model's modules as blocks 1, 2, ..., in the order of their names.
 
-        subject = Modules(vit, ["blocks.3", "blocks.7"], lambda batch: batch.raw.float() / 255)
+        subject = Modules(vit, ["blocks.3", "blocks.7"], lambda batch: batch.raw / 255, "vit")
 
     A module that returns (B, C, H, W) has H * W tokens; one that returns a tuple is represented by
     its first element. The pass ends when all have run.
 
     Args:
         names: as in `model.named_modules()`.
-        inputs: what the model is called with, of a batch.
+        inputs: what the model is called with, of a batch on the model's device.
+        name: what tells it and its inputs from others, also to the features that are kept on disk.
 
     Raises:
         InputError: a name that the model does not have, with the nearest ones.
@@ -38,17 +40,22 @@ class Modules(Subject):
 
     def __init__(
         self, model: nn.Module, names: Sequence[str], inputs: Callable[[Batch], Any],
-        name: str = "model",
+        name: str,
     ) -> None:  # fmt: skip
         known = dict(model.named_modules())
         for one in names:
             if one not in known:
                 near = difflib.get_close_matches(one, known, n=3, cutoff=0) or list(known)[1:4]
                 raise InputError(f"no module {one!r} in {name}: near are {', '.join(near)}")
-        self.model, self.names, self.inputs, self.name = model.eval(), list(names), inputs, name
+        self.model, self.names, self.inputs, self.name = model, list(names), inputs, name
         self.modules = [known[one] for one in names]
         self.blocks = tuple(range(1, len(names) + 1))
-        self.identity = {"network": fingerprint(model.state_dict()), "modules": self.names}
+        self.device = next(model.parameters(), torch.zeros(())).device
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        weights = fingerprint(self.model.state_dict())
+        return {"name": self.name, "network": weights, "modules": self.names}
 
     @torch.no_grad()
     def tokens(self, batch: Batch, draw: int = 0) -> dict[int, Tensor]:
@@ -63,6 +70,8 @@ class Modules(Subject):
             return hook
 
         with ExitStack() as stack:
+            stack.callback(self.model.train, self.model.training)
+            self.model.eval()
             for number, module in zip(self.blocks, self.modules, strict=True):
                 stack.callback(module.register_forward_hook(hook_of(number)).remove)
             try:

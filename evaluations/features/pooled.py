@@ -1,12 +1,11 @@
-"""Mean tokens of every block of many images, streamed to a memory map: never more than a batch of
-tokens is held, 4,000 images x 28 blocks of XL/2 are 258 MB on disk."""
+"""Mean tokens of every block of many images, streamed to disk: never more than a batch of tokens is
+held. 4,000 images x 28 blocks of XL/2 are 258 MB."""
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +17,9 @@ from domains.reading import read
 from runtime.distributed import Ranks
 from runtime.entry import speaks
 from runtime.errors import LocalError
-from runtime.files import read_json, write_json
+from runtime.files import write_json
 
+from .rows import Rows
 from .subject import Subject
 
 
@@ -39,97 +39,103 @@ class Pooled(NamedTuple):
         return torch.from_numpy(self.labels)
 
 
-def pooled(
-    subject: Subject, images: DataSet, numbers: Sequence[int], folder: Path, ranks: Ranks, *,
-    data: str, batch_size: int = 64, workers: int = 0, mirrored: bool = False,
-) -> Pooled:  # fmt: skip
+class Reading(NamedTuple):
+    """Which images are looked at, and how they are read."""
+
+    images: DataSet
+    numbers: Sequence[int]
+    data: str  # what tells these images from others: their fingerprint and shape
+    batch_size: int = 64
+    workers: int = 0
+    mirrored: bool = False  # their mirror images
+
+
+def pooled(subject: Subject, reading: Reading, folder: Path, ranks: Ranks) -> Pooled:
     """The mean over the tokens of every block, from the folder if it is there already.
-
-    Every rank writes the rows of its share of the images.
-
-    Args:
-        data: what tells these images from others, their fingerprint.
-        mirrored: of the mirror images.
 
     Raises:
         LocalError: a corrupt image, or features that float16 does not hold.
+        ValueError: blocks of unequal width.
     """
     identity = subject.identity | {
-        "blocks": list(subject.blocks), "data": data, "mirrored": mirrored,
-        "numbers": hashlib.sha256(np.asarray(numbers, np.int64)).hexdigest(),
+        "blocks": list(subject.blocks), "data": reading.data, "mirrored": reading.mirrored,
+        "numbers": hashlib.sha256(np.asarray(reading.numbers, np.int64)).hexdigest(),
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    files = Files(folder / f"{name}.npy", folder / f"{name}.labels.npy", folder / f"{name}.json")
-    if not ranks.from_main(files.complete):
-        write(subject, images, numbers, files, ranks, batch_size, workers, mirrored)
-        ranks.from_main(lambda: files.finish(identity))
+    card = folder / f"{name}.json"  # written last: with it the others are complete
+    files = folder / f"{name}.npy", folder / f"{name}.labels.npy"
+    if not ranks.from_main(lambda: all(path.exists() for path in (card, *files))):
+        widths = {width for _, width in ranks.from_main(lambda: shapes_of(subject, reading))}
+        if len(widths) > 1:
+            raise ValueError(f"{subject.name} has blocks of unequal width: look at them one by one")
+        shape = (len(reading.numbers), len(subject.blocks), *widths)
+        values, labels = Rows(files[0], "<f2", shape), Rows(files[1], "<i8", shape[:1])
+
+        def keep(first: int, tokens: dict[int, Tensor], y: Tensor) -> None:
+            means = [tokens[block].mean(1) for block in subject.blocks]
+            values.write(first, torch.stack(means, dim=1))
+            labels.write(first, y)
+
+        look(subject, reading, ranks, [values, labels], keep)
+        ranks.from_main(lambda: write_json(card, identity))
     return Pooled(
         subject.blocks,
-        np.load(files.values, mmap_mode="r", allow_pickle=False),
-        np.load(files.labels, allow_pickle=False),
+        np.load(files[0], mmap_mode="r", allow_pickle=False),
+        np.load(files[1], allow_pickle=False),
     )
 
 
-class Files(NamedTuple):
-    values: Path
-    labels: Path
-    card: Path  # written last: with it the others are complete
-
-    def complete(self) -> bool:
-        return self.card.exists() and bool(read_json(self.card))
-
-    def finish(self, identity: dict[str, Any]) -> None:
-        for path in (self.values, self.labels):
-            os.replace(partial(path), path)
-        write_json(self.card, identity)
+def shapes_of(subject: Subject, reading: Reading) -> list[tuple[int, ...]]:
+    """(N, D) of an image's tokens, by block, by a look at the first one."""
+    batch = next(read(reading.images, reading.numbers[:1], 1, subject.device))
+    return [tuple(tokens.shape[1:]) for tokens in subject(batch).values()]
 
 
-def partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def write(
-    subject: Subject, images: DataSet, numbers: Sequence[int], files: Files, ranks: Ranks,
-    batch_size: int, workers: int, mirrored: bool,
+def look(
+    subject: Subject, reading: Reading, ranks: Ranks, arrays: Sequence[Rows],
+    keep: Callable[[int, dict[int, Tensor], Tensor], None],
 ) -> None:  # fmt: skip
-    own = np.array_split(np.arange(len(numbers)), ranks.size)[ranks.rank]
-    width = ranks.from_main(lambda: width_of(subject, images, numbers, ranks.device))
-    shapes = {files.values: ("<f2", (len(numbers), len(subject.blocks), width)),
-              files.labels: ("<i8", (len(numbers),))}  # fmt: skip
+    """Fill arrays with what a subject sees; every rank looks at its share of the images.
+
+    Args:
+        keep: of (first row, tokens by block, labels).
+
+    Raises:
+        LocalError: a corrupt image, or features that are not finite.
+    """
 
     def create() -> None:
-        files.values.parent.mkdir(parents=True, exist_ok=True)
-        for path, (dtype, shape) in shapes.items():
-            np.lib.format.open_memmap(partial(path), "w+", dtype, shape).flush()
+        try:
+            for array in arrays:
+                array.create()
+        except OSError:
+            discard(arrays)
+            raise
 
     ranks.from_main(create)
-    values, labels = (np.load(partial(path), mmap_mode="r+") for path in shapes)
+    own = np.array_split(np.arange(len(reading.numbers)), ranks.size)[ranks.rank]
     at = int(own[0]) if len(own) else 0
-    asked = [numbers[row] for row in own]
-    batches = read(images, asked, batch_size, ranks.device, workers=workers)
+    asked = [reading.numbers[row] for row in own]
+    batches = read(reading.images, asked, reading.batch_size, ranks.device, workers=reading.workers)
     bar = tqdm(total=len(own), unit="image", desc=subject.name, disable=not speaks(), leave=False)
-    for batch in batches:
-        if mirrored:
-            batch = batch._replace(raw=batch.raw.flip(-1))
-        tokens = subject(batch)
-        means = torch.stack([tokens[block].mean(1) for block in subject.blocks], dim=1).half()
-        if not means.isfinite().all():
-            raise LocalError(
-                f"{subject.name} has features beyond float16: its blocks have diverged"
-            )
-        values[at : at + len(means)] = means.cpu().numpy()
-        labels[at : at + len(means)] = batch.y.cpu().numpy()
-        at += len(means)
-        bar.update(len(means))
-    bar.close()
-    values.flush()
-    labels.flush()
+    try:
+        with bar:
+            for batch in batches:
+                if reading.mirrored:
+                    batch = batch._replace(raw=batch.raw.flip(-1))
+                keep(at, subject(batch), batch.y)
+                at += len(batch.y)
+                bar.update(len(batch.y))
+    except ValueError as error:
+        discard(arrays)
+        raise LocalError(f"{subject.name}: {error}") from error
+    except BaseException:
+        discard(arrays)
+        raise
     ranks.barrier()
+    ranks.from_main(lambda: [array.finish() for array in arrays] and None)
 
 
-def width_of(
-    subject: Subject, images: DataSet, numbers: Sequence[int], device: torch.device
-) -> int:
-    """D, which all blocks share, by a look at one image."""
-    tokens = subject(next(read(images, numbers[:1], 1, device)))
-    return tokens[subject.blocks[0]].shape[-1]
+def discard(arrays: Sequence[Rows]) -> None:
+    for array in arrays:
+        array.discard()

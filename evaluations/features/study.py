@@ -1,9 +1,9 @@
 """One network and one data set, as the flags of a command of the lab name them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -22,7 +22,7 @@ from sample import open_checkpoint
 
 from .denoiser import Denoiser, View
 from .encoder import Encoder
-from .pooled import Pooled, pooled
+from .pooled import Pooled, Reading, pooled
 from .subject import Subject
 
 ENCODER = "timm:"
@@ -35,25 +35,30 @@ class DataFlags:
     data_path: str | None = None  # folder of the data, where it is local
     val_path: str | None = None  # folder of the held-out images, where the data have none
     num_workers: int = 4  # processes that decode
-    cache_dir: str = "./cache/"  # downloads of data sets and VAEs
 
 
 @dataclass(frozen=True)
-class StudyFlags(DataFlags):
+class SubjectFlags:
     ckpt: tyro.conf.Positional[str] = tyro.MISSING  # a file, a run (its newest), or timm:MODEL
     blocks: tuple[int, ...] = ()  # which, counted from 1; none: all
-    noise: float = 0.0  # share of noise in the input: 0 the clean image (t = 0.999), 1 noise alone
+    noise: float = 0.0  # 1 - t, share of noise in the input: 0 the clean image (t = 0.999)
     label: Literal["null", "true"] = "null"  # the condition; the true class tells the answer
     latent: Literal["sample", "mode"] = "sample"  # of the VAE's posterior
     seed: int = 0  # of noise, posterior and the choice of images
     weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
-    skip_blocks: tuple[int, ...] = ()  # blocks that are left out, counted from 1 (Table 8)
+    skip_blocks: tuple[int, ...] = ()  # blocks of it that are left out, from 1 (Table 8)
     encoder_weights: Path | None = None  # file of timm:MODEL; None: where timm keeps downloads
     vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
     batch_size: int = 64  # images per batch and process
     bf16: bool = False  # run the network under bfloat16 autocast
+    cache_dir: str = "./cache/"  # downloads of data sets and VAEs
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     out: Path | None = None  # a folder; None: representation/STEP in the run
+
+
+@dataclass(frozen=True)
+class StudyFlags(DataFlags, SubjectFlags):
+    """The flags of a command that looks at a data set."""
 
 
 class Study:
@@ -65,31 +70,48 @@ class Study:
 
     def __init__(self, flags: StudyFlags, ranks: Ranks) -> None:
         self.flags, self.ranks = flags, ranks
+        if flags.ckpt.startswith(ENCODER) and flags.data is None:
+            raise InputError("--data is missing: name the images by their --dataset_name")
         self.subject = open_subject(flags, ranks.device)
 
     @cached_property
     def domain(self) -> ImageDomain:
         """The images with their classes."""
-        domain = self.domain_at(self.flags.data_path)
-        if self.flags.label == "true" and self.subject.trained_on != domain.name:
+        return self.readable(self.domain_at(self.flags.data_path))
+
+    def readable(self, domain: ImageDomain) -> ImageDomain:
+        """The same domain.
+
+        Raises:
+            InputError: it has other classes than those that the network is to be told.
+        """
+        known = self.subject.classes
+        if self.flags.label == "true" and known != (domain.name, domain.num_classes):
             raise InputError(
-                f"--label true: {self.subject.name} knows the classes of "
-                f"{self.subject.trained_on}, not those of {domain.name}"
+                f"--label true: {self.subject.name} knows the {known[1]} classes of {known[0]}, "
+                f"not the {domain.num_classes} of {domain.name}"
             )
         return domain
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
-        if self.flags.out:
-            return self.flags.out
-        if isinstance(self.subject, Encoder):
-            return Path("representation") / self.subject.name
-        return home(self.subject.opened.checkpoint.path)
+        return folder_of(self.flags, self.subject)
+
+    def beside(self, ckpt: str, **changes: Any) -> "Study":
+        """Another network that looks at the images of this study.
+
+        Raises:
+            InputError: there is none, or they are not what it reads.
+        """
+        flags = replace(self.flags, ckpt=ckpt, data=self.domain.name, **changes)
+        other = Study(flags, self.ranks)
+        check_shape(other.subject, self.domain.name, self.domain.raw_shape)
+        other.domain = other.readable(self.domain)
+        return other
 
     def domain_at(self, data_path: str | None) -> ImageDomain:
         flags, ours = self.flags, self.subject
-        name = flags.data or ours.trained_on
+        name = flags.data or ours.classes[0]
         size = ours.reads[-1] if ours.reads else None
         domain = domains.build(
             name, data_path=data_path, image_size=size, vae=PIXELS, cache_dir=flags.cache_dir
@@ -123,16 +145,24 @@ class Study:
 
     def pooled(self, *, held_out: bool, most: int | None = None, mirrored: bool = False) -> Pooled:
         """Mean tokens of all images, or of `most` that the seed chooses."""
-        flags = self.flags
-        images = self.images(held_out=held_out)
+        reading = self.reading(held_out=held_out, most=most, mirrored=mirrored)
+        return pooled(self.subject, reading, self.folder / "features", self.ranks)
+
+    def reading(
+        self, *, held_out: bool, most: int | None = None, mirrored: bool = False
+    ) -> Reading:
+        """
+        Raises:
+            InputError: `most` is no number of images.
+        """
+        if most is not None and most < 2:
+            raise InputError(f"{most} images tell nothing: give 2 or more")
+        flags, images = self.flags, self.images(held_out=held_out)
         numbers = range(len(images))
         if most is not None and most < len(images):
             numbers = chosen(len(images), most, flags.seed, "study")
-        return pooled(
-            self.subject, images, numbers, self.folder / "features", self.ranks,
-            data=images.source.fingerprint(), batch_size=flags.batch_size,
-            workers=flags.num_workers, mirrored=mirrored,
-        )  # fmt: skip
+        data = f"{images.source.fingerprint()} {self.domain.raw_shape}"
+        return Reading(images, numbers, data, flags.batch_size, flags.num_workers, mirrored)
 
     def has_held_out(self) -> bool:
         try:
@@ -140,15 +170,6 @@ class Study:
         except NoHeldOut:
             return False
         return True
-
-    def look_at(self, other: "Study") -> None:
-        """Look at another study's images.
-
-        Raises:
-            InputError: they are not what this network reads.
-        """
-        check_shape(self.subject, other.domain.name, other.domain.raw_shape)
-        self.domain = other.domain
 
     def class_names(self) -> tuple[str, ...]:
         """
@@ -170,11 +191,9 @@ def check_shape(subject: Subject, name: str, shape: tuple[int, ...]) -> None:
         raise InputError(f"{subject.name} reads images of {subject.reads}, and {name} has {shape}")
 
 
-def open_subject(flags: StudyFlags, device: torch.device) -> Subject:
+def open_subject(flags: SubjectFlags, device: torch.device) -> Subject:
     """The checkpoint, or the encoder timm:MODEL, that --ckpt names."""
     if flags.ckpt.startswith(ENCODER):
-        if flags.data is None:
-            raise InputError("--data is missing: name the images by their --dataset_name")
         name = flags.ckpt.removeprefix(ENCODER)
         asked = Asked(flags.ckpt, "--encoder-weights")
         network = VisionTransformer(name, flags.encoder_weights, (GRID, GRID), asked)
@@ -189,5 +208,15 @@ def open_subject(flags: StudyFlags, device: torch.device) -> Subject:
 
 def home(ckpt: Path) -> Path:
     """Where the lab writes what it finds of a checkpoint, unless --out says else."""
-    run = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else Path()
-    return run / "representation" / ckpt.stem
+    if ckpt.parent.name == "checkpoints":
+        return ckpt.parent.parent / "representation" / ckpt.stem
+    return Path("representation") / f"{ckpt.parent.name}-{ckpt.stem}"
+
+
+def folder_of(flags: SubjectFlags, subject: Subject) -> Path:
+    """Where the results go."""
+    if flags.out:
+        return flags.out
+    if isinstance(subject, Denoiser):
+        return home(subject.opened.checkpoint.path)
+    return Path("representation") / subject.name

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from domains import Batch
@@ -14,11 +15,16 @@ class Subject(ABC):
     """A network and the blocks of it that are looked at."""
 
     name: str  # for people
-    identity: dict[str, Any]  # all that its features depend on, besides the images; plain data
+    device: torch.device
     blocks: tuple[int, ...]  # counted from 1, ascending
     grid: tuple[int, ...] | None = None  # the tokens in rows and columns, where they lie so
     reads: tuple[int, int, int] | None = None  # the shape of its images (C, H, W); None: any
-    trained_on: str | None = None  # the data set whose classes it knows
+    classes: tuple[str | None, int] = (None, 0)  # the data set whose it can be told, and how many
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """All that its features depend on, besides the images; plain data."""
 
     def at(self, noise: float) -> "Subject":
         """The same network shown another share of noise; encoders are shown clean images."""

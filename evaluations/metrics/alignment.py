@@ -1,4 +1,9 @@
-"""How alike two representations of the same images are: CKA, debiased CKA, CKNNA."""
+"""How alike two representations of the same images are: CKA, debiased CKA, CKNNA.
+
+Each is a class: what depends on one side is worked out once, `CKA(x).to(CKA(y))` compares.
+"""
+
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -7,77 +12,92 @@ from torch import Tensor
 AT_LEAST = 4  # images; below, the unbiased estimator is not defined
 
 
+class Likeness(ABC):
+    """One side of a comparison, from features (N, D)."""
+
+    def __init__(self, x: Tensor) -> None:
+        if len(x) < AT_LEAST:
+            raise ValueError(
+                f"{len(x)} images are too few for an unbiased estimate: give {AT_LEAST}"
+            )
+
+    @abstractmethod
+    def product(self, other: "Likeness") -> Tensor:
+        """0-dim: what is divided by both sides' own."""
+
+    def to(self, other: "Likeness") -> float:
+        """1 for what is equal up to rotation and scale; 0 where a side says nothing."""
+        scale = self.own * other.own
+        return (self.product(other) / scale.sqrt()).item() if scale > 0 else 0.0
+
+    @property
+    def own(self) -> Tensor:
+        if not hasattr(self, "_own"):
+            self._own = self.product(self)
+        return self._own
+
+
+class CKA(Likeness):
+    """Linear centred kernel alignment (arXiv 1905.00414), biased.
+
+    From the D x E products: the N x N kernels are never made. Independent features of more
+    dimensions than images do not give 0 but tens of percent: read `DebiasedCKA` beside it.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.x = centred(x)
+
+    def product(self, other: "CKA") -> Tensor:
+        return (self.x.T @ other.x).square().sum()
+
+
+class DebiasedCKA(Likeness):
+    """The same of the unbiased HSIC (Song et al. 2012): about 0 for independent features, and below
+    as often as above."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.x = centred(x)
+        self.diagonal = self.x.square().sum(1)
+        self.rows = self.x @ self.x.sum(0) - self.diagonal  # of the kernel without its diagonal
+
+    def product(self, other: "DebiasedCKA") -> Tensor:
+        trace = (self.x.T @ other.x).square().sum() - self.diagonal @ other.diagonal
+        return hsic(len(self.x), trace, self.rows, other.rows)
+
+
+class CKNNA(Likeness):
+    """CKA over pairs of images that are among the k nearest in both (arXiv 2405.07987), of features
+    brought to length 1."""
+
+    def __init__(self, x: Tensor, k: int = 10) -> None:
+        super().__init__(x)
+        x = F.normalize(x.float(), dim=1)
+        self.kernel = (x @ x.T).fill_diagonal_(-torch.inf)
+        nearest = self.kernel.topk(min(k, len(x) - 1), dim=1).indices
+        self.near = torch.zeros_like(self.kernel, dtype=torch.bool).scatter_(1, nearest, True)
+        self.kernel.fill_diagonal_(0)
+
+    def product(self, other: "CKNNA") -> Tensor:
+        # Pairs that are near in both are few, and not mutual: the kernels are not symmetric.
+        row, column = (self.near & other.near).nonzero(as_tuple=True)
+        n, sides = len(self.kernel), (self.kernel, other.kernel)
+        k, l = (side[row, column].double() for side in sides)  # noqa: E741
+        mutual = (self.near & other.near)[column, row]
+        trace = (k * other.kernel[column, row] * mutual).sum()
+        columns, rows = (torch.zeros(n, dtype=k.dtype, device=k.device) for _ in range(2))
+        columns.index_add_(0, column, k)
+        rows.index_add_(0, row, l)
+        return hsic(n, trace, columns, rows)
+
+
 def centred(x: Tensor) -> Tensor:
     x = x.double()
     return x - x.mean(0)
 
 
-def cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of (N, D) and (N, E) (arXiv 1905.00414), biased.
-
-    From the D x E products: the N x N kernels are never made. Independent features of more
-    dimensions than images do not give 0 but tens of percent: read `debiased_cka` beside it.
-    """
-    x, y = centred(x), centred(y)
-    scale = (x.T @ x).norm() * (y.T @ y).norm()
-    return ((x.T @ y).square().sum() / scale).item() if scale else 0.0
-
-
-def debiased_cka(x: Tensor, y: Tensor) -> float:
-    """The same of the unbiased HSIC (Song et al. 2012): about 0 for independent features.
-
-    Raises:
-        ValueError: fewer than 4 images.
-    """
-    x, y = centred(x), centred(y)
-    scale = unbiased_hsic(x, x) * unbiased_hsic(y, y)
-    return (unbiased_hsic(x, y) / scale.sqrt()).item() if scale > 0 else 0.0
-
-
-def unbiased_hsic(x: Tensor, y: Tensor) -> Tensor:
-    """Of linear kernels with zero diagonals, from (N, D) and (N, E), O(N D E)."""
-    n = enough(x)
-    diagonals = [one.square().sum(1) for one in (x, y)]
-    rows = [one @ one.sum(0) - d for one, d in zip((x, y), diagonals, strict=True)]
-    trace = (x.T @ y).square().sum() - diagonals[0] @ diagonals[1]
-    return hsic_of(n, trace, *rows)
-
-
-def enough(x: Tensor) -> int:
-    if len(x) < AT_LEAST:
-        raise ValueError(f"{len(x)} images are too few for an unbiased estimate: give {AT_LEAST}")
-    return len(x)
-
-
-def hsic_of(n: int, trace: Tensor, k_columns: Tensor, l_rows: Tensor) -> Tensor:
+def hsic(n: int, trace: Tensor, k_columns: Tensor, l_rows: Tensor) -> Tensor:
     """From tr(K L) and the sums of K's columns and of L's rows (N,), their diagonals being 0."""
     both = k_columns.sum() * l_rows.sum() / ((n - 1) * (n - 2))
     return (trace + both - 2 / (n - 2) * (k_columns @ l_rows)) / (n * (n - 3))
-
-
-def cknna(x: Tensor, y: Tensor, k: int = 10) -> float:
-    """CKA over pairs of images that are among the k nearest in both (arXiv 2405.07987), of
-    (N, D) and (N, E), L2-normalized.
-
-    Raises:
-        ValueError: fewer than 4 images.
-    """
-    n = enough(x)
-    sides = (F.normalize(one.double(), dim=1) for one in (x, y))
-    kernels = [(side @ side.T).fill_diagonal_(0) for side in sides]
-    near = [nearest(kernel, min(k, n - 1)) for kernel in kernels]
-
-    def masked(a: int, b: int) -> Tensor:
-        mask = near[a] & near[b]
-        first, second = kernels[a] * mask, kernels[b] * mask
-        # Neighbours are not mutual: the kernels are no longer symmetric.
-        return hsic_of(n, (first * second.T).sum(), first.sum(0), second.sum(1))
-
-    scale = masked(0, 0) * masked(1, 1)
-    return (masked(0, 1) / scale.sqrt()).item() if scale > 0 else 0.0
-
-
-def nearest(kernel: Tensor, k: int) -> Tensor:
-    """bool (N, N): row i has True at the k images most alike i, itself left out."""
-    others = kernel.clone().fill_diagonal_(-torch.inf)
-    return torch.zeros_like(kernel, dtype=torch.bool).scatter_(1, others.topk(k, 1).indices, True)

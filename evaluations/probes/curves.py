@@ -14,6 +14,12 @@ class Curves(NamedTuple):
         return self.values[-1].tolist()
 
     @property
+    def rising(self) -> bool:
+        """Whether the last fifth of the training has still added half a point: it is too short."""
+        means = self.values.mean(1)
+        return bool(means[-1] - means[-1 - len(means) // 5] > 0.005)
+
+    @property
     def best(self) -> list[float]:
         """Over the epochs; chosen on the test images, so it flatters."""
         return self.values.max(0).tolist()

@@ -1,6 +1,6 @@
 """Linear probes of all blocks in one pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,22 +14,31 @@ from runtime.random import generator
 
 from .curves import Curves
 
-LEAST_STEPS = 20  # per epoch: small data are read in smaller batches
+PER_EPOCH = 20  # steps at least: small data are read in smaller batches
 LEAST_BATCH = 32
+# Tiny ImageNet's 50 epochs are so many steps. Heads that have not converged measure how easily
+# features are fitted, and not what they tell: small data get more epochs.
+LEAST_STEPS = 4850
 
 
 @dataclass(frozen=True)
 class Fit:
     """How heads are trained; REPA's authors state the batch norm (their issue 32)."""
 
-    epochs: int = 50
+    epochs: int | None = None  # None: 50, or as many as 4,850 steps take
     batch: int = 1024
     lr: float = 1e-3  # AdamW, cosine to 0
     norm: bool = True  # a batch norm before the linear map
     seed: int = 0
 
     def batch_of(self, images: int) -> int:
-        return min(self.batch, max(LEAST_BATCH, images // LEAST_STEPS))
+        return min(self.batch, images, max(LEAST_BATCH, images // PER_EPOCH))
+
+    def resolved(self, images: int) -> "Fit":
+        """The same with the batch and the epochs that so many images get."""
+        batch = self.batch_of(images)
+        epochs = self.epochs or max(50, -(-LEAST_STEPS // (images // batch)))
+        return replace(self, epochs=epochs, batch=batch)
 
 
 class StackedHeads(nn.Module):
@@ -63,21 +72,23 @@ def train_heads(
         views: the training images, and maybe their mirror images: an epoch draws one of each.
     """
     count, blocks, width = views[0].values.shape
+    fit = fit.resolved(count)
     heads = StackedHeads(blocks, width, classes, norm=fit.norm, seed=fit.seed).to(device)
-    batch = fit.batch_of(count)
-    steps = fit.epochs * (count // batch or 1)
+    batch, per_epoch = fit.batch, count // fit.batch
     opt = torch.optim.AdamW(heads.parameters(), lr=fit.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, fit.epochs * per_epoch)
     random = np.random.default_rng(fit.seed)
     curves = []
     for _ in tqdm(range(fit.epochs), unit="epoch", desc="probe", disable=not speaks(), leave=False):
         heads.train()
         order, side = random.permutation(count), random.integers(len(views), size=count)
-        for number in range(count // batch or 1):
+        for number in range(per_epoch):
             rows = np.sort(order[number * batch : (number + 1) * batch])
-            x = np.stack([view.values[rows] for view in views])[side[rows], np.arange(len(rows))]
+            x = np.empty((batch, blocks, width), np.float32)
+            for one, view in enumerate(views):
+                x[side[rows] == one] = view.values[rows[side[rows] == one]]
             y = views[0].classes[rows].to(device)
-            logits = heads(torch.from_numpy(x).to(device).float())
+            logits = heads(torch.from_numpy(x).to(device))
             loss = F.cross_entropy(logits.flatten(0, 1), y.repeat_interleave(blocks)) * blocks
             opt.zero_grad(set_to_none=True)
             loss.backward()

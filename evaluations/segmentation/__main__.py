@@ -1,18 +1,19 @@
 """Linear segmentation probes: the class of every pixel from the tokens of each block.
 
-python -m evaluations.segmentation results/000-SiT-XL-2-SiT-Training --data voc --data-path DATA
+python -m evaluations.segmentation results/000-SiT-XL-2-SiT-Training --masks voc --masks-path DATA
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 
-from evaluations.features import Study, StudyFlags
-from evaluations.features.study import check_shape
+from evaluations.features import Subject, SubjectFlags
+from evaluations.features.study import check_shape, folder_of, open_subject
 from runtime import distributed
-from runtime.config import checked
+from runtime.config import at_least, checked
 from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
@@ -34,7 +35,7 @@ class SegmentationFlags:
 
 
 @dataclass(frozen=True)
-class Flags(SegmentationFlags, StudyFlags):
+class Flags(SegmentationFlags, SubjectFlags):
     """Mean IoU of a linear map from every block's tokens, as the paper measures it: clean images at
     t = 0.999, null label, 25 epochs of VOC. The last epoch and the best one.
 
@@ -47,19 +48,29 @@ def main() -> None:
     ranks = distributed.start(flags.device)
     if ranks.size > 1:
         raise InputError("evaluations.segmentation runs in one process: start it without torchrun")
-    study = Study(flags, ranks)
-    found = segmented(study, flags)
-    path = study.folder / "segmentation.json"
+    check(flags)
+    subject = open_subject(flags, ranks.device)
+    folder = folder_of(flags, subject)
+    found = segmented(subject, flags, flags.seed, folder)
+    path = folder / "segmentation.json"
     write_json(path, found)
     print(f"{as_text(found)}\n{path}")
 
 
-def segmented(study: Study, flags: SegmentationFlags) -> dict[str, Any]:
-    """What the JSON holds."""
-    for name in ("segmentation_epochs", "segmentation_batch"):
-        if getattr(flags, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give 1 or more")
-    subject, device = study.subject, study.ranks.device
+def check(flags: Any) -> None:
+    """
+    Raises:
+        InputError: flags of a command that reads masks that no probe can be made of.
+    """
+    at_least(flags, segmentation_epochs=1, segmentation_batch=1)
+    if flags.label == "true":
+        raise InputError("--label true: images with masks have no class, the label is the null")
+
+
+def segmented(
+    subject: Subject, flags: SegmentationFlags, seed: int, folder: Path
+) -> dict[str, Any]:
+    """What the JSON holds; the folder has room for the prepared images while this runs."""
     size = subject.reads[-1] if subject.reads else ENCODER_SIZE
     sets = [
         open_masks(flags.masks, flags.masks_path, size, held_out=held_out)
@@ -67,15 +78,15 @@ def segmented(study: Study, flags: SegmentationFlags) -> dict[str, Any]:
     ]
     images, _ = sets[0].__getitems__([0])
     check_shape(subject, flags.masks, tuple(images.shape[1:]))
-    folder, batch = study.folder, flags.segmentation_batch
-    train_set, test_set = (Prepared(subject, one, folder, device, batch) for one in sets)
-    fit = Fit(flags.segmentation_epochs, batch, seed=study.flags.seed)
-    result = train(subject, train_set, test_set, fit, device)
+    batch = flags.segmentation_batch
+    train_set, test_set = (Prepared(subject, one, folder, batch) for one in sets)
+    fit = Fit(flags.segmentation_epochs, batch, seed=seed)
+    result = train(subject, train_set, test_set, fit)
     return {
         "network": subject.name, "data": flags.masks, "blocks": list(subject.blocks),
         "train_images": len(train_set), "test_images": len(test_set), "pixels": size,
         "classes": list(sets[0].class_names), "view": subject.identity, "fit": vars(fit),
-        "miou": result.final, "best_epoch": result.best,
+        "miou": result.final, "best_epoch": result.best, "rising": result.rising,
     }  # fmt: skip
 
 
@@ -91,6 +102,7 @@ def as_text(found: dict[str, Any]) -> str:
             f"{found['network']}: linear segmentation of {found['data']}, "
             f"{found['train_images']:,} images to train on, {found['test_images']:,} to test",
             columns(head, rows),
+            *(["note: the heads still learn: give more epochs"] if found["rising"] else []),
         ]
     )
 

@@ -46,9 +46,7 @@ def logits(head: nn.Module, tokens: Tensor, grid: Sequence[int], size: int) -> T
     return F.interpolate(small, (size, size), mode="bilinear", align_corners=False)
 
 
-def train(
-    subject: Subject, images: Prepared, test: Prepared, fit: Fit, device: torch.device
-) -> Curves:
+def train(subject: Subject, images: Prepared, test: Prepared, fit: Fit) -> Curves:
     """Train a head per block on tokens that are computed anew in every epoch: those of all blocks
     of VOC would be 24 GB."""
     heads, opt = None, None
@@ -56,11 +54,13 @@ def train(
     curves = []
     bar = tqdm(range(fit.epochs), unit="epoch", desc="segmentation", disable=not speaks())
     for epoch in bar:
-        for batch, masks in images.batches(random.permutation(len(images)), fit.batch, device):
+        for batch, masks in images.batches(random.permutation(len(images)), fit.batch):
             tokens = subject.tokens(batch, draw=epoch)
             if heads is None:
                 width = tokens[subject.blocks[0]].shape[-1]
-                heads = make_heads(subject.blocks, width, images.classes, fit.seed).to(device)
+                heads = make_heads(subject.blocks, width, images.classes, fit.seed).to(
+                    subject.device
+                )
                 opt = torch.optim.AdamW(
                     heads.parameters(), lr=fit.lr, weight_decay=fit.weight_decay
                 )
@@ -71,18 +71,16 @@ def train(
                 (loss / (masks != IGNORED).sum().clamp(min=1)).backward()
                 nn.utils.clip_grad_norm_(head.parameters(), fit.clip)
             opt.step()
-        curves.append(tested(heads, subject, test, fit.batch, device))
+        curves.append(tested(heads, subject, test, fit.batch))
         bar.set_postfix_str(f"mIoU {max(curves[-1]):.2%}")
     return Curves(np.array(curves))
 
 
 @torch.no_grad()
-def tested(
-    heads: nn.ModuleDict, subject: Subject, test: Prepared, batch: int, device: torch.device
-) -> list[float]:
+def tested(heads: nn.ModuleDict, subject: Subject, test: Prepared, batch: int) -> list[float]:
     """Mean IoU of every head."""
     counts = {block: 0 for block in heads}
-    for some, masks in test.batches(range(len(test)), batch, device):
+    for some, masks in test.batches(range(len(test)), batch):
         tokens = subject.tokens(some)
         for block, head in heads.items():
             predicted = logits(head, tokens[int(block)], subject.grid, masks.shape[-1]).argmax(1)

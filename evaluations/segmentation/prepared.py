@@ -23,10 +23,9 @@ class Prepared:
         folder: where there is room: a mask takes 64 KB at 256 pixels, a latent's moments 16 KB.
     """
 
-    def __init__(
-        self, subject: Subject, masks: Masks, folder: Path, device: torch.device, batch: int
-    ) -> None:
+    def __init__(self, subject: Subject, masks: Masks, folder: Path, batch: int) -> None:
         self.classes, self.count = len(masks.class_names), len(masks)
+        self.device = subject.device
         self.raw: np.memmap | None = None
         bar = tqdm(
             range(0, self.count, batch), unit="batch", desc=f"preparing {masks.name}",
@@ -35,7 +34,9 @@ class Prepared:
         for first in bar:
             numbers = np.arange(first, min(first + batch, self.count))
             images, labels = masks.__getitems__(numbers)
-            raw = subject.prepare(self.batch_of(images.to(device), numbers)).raw.cpu().numpy()
+            raw = (
+                subject.prepare(self.batch_of(images.to(subject.device), numbers)).raw.cpu().numpy()
+            )
             if self.raw is None:
                 self.raw = unnamed(folder, raw.dtype, (self.count, *raw.shape[1:]))
                 self.masks = unnamed(folder, np.uint8, (self.count, *labels.shape[1:]))
@@ -44,12 +45,10 @@ class Prepared:
     def __len__(self) -> int:
         return self.count
 
-    def batches(
-        self, numbers: Sequence[int], size: int, device: torch.device
-    ) -> Iterator[tuple[Batch, Tensor]]:
+    def batches(self, numbers: Sequence[int], size: int) -> Iterator[tuple[Batch, Tensor]]:
         """Prepared batches and their masks, int64 (B, S, S)."""
         for first in range(0, len(numbers), size):
-            some = np.asarray(numbers[first : first + size])
+            some, device = np.asarray(numbers[first : first + size]), self.device
             raw, masks = (
                 torch.from_numpy(part[some]).to(device) for part in (self.raw, self.masks)
             )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.commands import refused, succeed
+from tests.commands import call, refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, save_checkpoint
 
 ENCODER = "vit_tiny_patch16_224"
@@ -158,7 +158,7 @@ def test_segmentation_heads_are_linear_heads_trained_apart(runs):
     fit = Fit(epochs=2, batch=100)
     folder = runs[0].parent
     both, one = (
-        train(subject, *[Prepared(subject, masks, folder, cpu, 100)] * 2, fit, cpu).values
+        train(subject, *[Prepared(subject, masks, folder, 100)] * 2, fit).values
         for subject in (Denoiser(opened, (2, 4)), Denoiser(opened, (4,)))
     )
     assert one[:, 0].tolist() == both[:, 1].tolist()
@@ -166,9 +166,9 @@ def test_segmentation_heads_are_linear_heads_trained_apart(runs):
     subject = Denoiser(opened, (4,))
     head = make_heads((4,), 32, 11, fit.seed)["4"]
     opt = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-4)
-    random, prepared = np.random.default_rng(0), Prepared(subject, masks, folder, cpu, 100)
+    random, prepared = np.random.default_rng(0), Prepared(subject, masks, folder, 100)
     for epoch in range(2):
-        for batch, target in prepared.batches(random.permutation(500), 100, cpu):
+        for batch, target in prepared.batches(random.permutation(500), 100):
             opt.zero_grad()
             found = logits(head, subject.tokens(batch, draw=epoch)[4], (4, 4), 8)
             torch.nn.functional.cross_entropy(found, target, ignore_index=255).backward()
@@ -177,7 +177,7 @@ def test_segmentation_heads_are_linear_heads_trained_apart(runs):
     from evaluations.segmentation.heads import tested
 
     modules = torch.nn.ModuleDict({"4": head})
-    assert tested(modules, subject, prepared, 100, cpu) == pytest.approx(one[-1].tolist())
+    assert tested(modules, subject, prepared, 100) == pytest.approx(one[-1].tolist())
 
 
 def test_blocks_are_compared_with_an_encoder_and_with_another_model(runs, encoder, tmp_path):
@@ -203,12 +203,12 @@ def test_maps_show_two_models_the_same_noise(runs, tmp_path):
     words = ["--noises", 0.2, 0.8, "--pictures", 5, 6, *CPU, "--out", tmp_path]
     said = succeed("evaluations.maps", runs[0], "--compare", runs[1], *words).out
     paths = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert paths == [f"maps-image{i}-noise{n}.png" for i in (5, 6) for n in (20, 80)]
+    assert paths == [f"maps-image{i}-noise{n}.png" for i in (5, 6) for n in (0.2, 0.8)]
     assert all(name in said for name in paths)
     with np.load(tmp_path / "maps.npz") as maps:
         assert len(maps.files) == 2 * 2 * 2 * 4
-        assert maps["0/image5-noise20/block03"].shape == (16, 3)
-        assert not np.allclose(maps["0/image5-noise20/block03"], maps["1/image5-noise20/block03"])
+        assert maps["0/image5-noise0.2/block03"].shape == (16, 3)
+        assert not np.allclose(maps["0/image5-noise0.2/block03"], maps["1/image5-noise0.2/block03"])
     succeed("evaluations.maps", runs[0], "--compare", runs[0], *words)
     with np.load(tmp_path / "maps.npz") as maps:
         for name in maps.files:
@@ -249,24 +249,38 @@ def test_the_loss_without_each_block_is_paired_with_the_whole_models(runs, tmp_p
 
 
 def test_pairs_are_ranked_by_what_the_teacher_tells_more_than_the_student():
-    from evaluations.suggest_pairs import ranked
+    from evaluations.suggest_pairs import measured, ranked, suggestion
 
     accuracy = [0.5, 0.5, 0.6, 0.8, 0.7, 0.9]  # 6 blocks: teachers up to 4
-    pairs = ranked(accuracy)
-    assert pairs[0][:2] == (2, 4) and pairs[0].gap == pytest.approx(0.3)
-    assert pairs[1][:2] == (1, 4)  # equal, but less of the network is taught
-    assert all(pair.teacher <= 4 for pair in pairs)
+    pairs = ranked(accuracy, tested=100_000)
+    assert {pair[:2] for pair in pairs[:2]} == {(1, 4), (2, 4)}
+    assert pairs[0].gap == pytest.approx(0.3) and all(pair.teacher <= 4 for pair in pairs)
+    error = 2 * ((0.5 * 0.5 + 0.8 * 0.2) / 100_000) ** 0.5
+    assert measured(1, 4, accuracy, 100_000).error == pytest.approx(error)
+    assert suggestion(pairs, (2, 4))[:2] == (2, 4)
+
+
+def test_among_pairs_that_the_error_does_not_tell_apart_the_papers_is_suggested():
+    from evaluations.suggest_pairs import ranked, suggestion
+
+    accuracy = [0.50, 0.51, 0.6, 0.8, 0.7, 0.9]
+    few, many = (ranked(accuracy, tested) for tested in (100, 1_000_000))
+    assert few[0][:2] == (1, 4)  # by one point of a hundred images
+    assert suggestion(few, (2, 4))[:2] == (2, 4)
+    assert suggestion(few, (1, 2))[:2] == (3, 4)  # the paper's is worse: the deepest student
+    assert suggestion(many, (2, 4))[:2] == (1, 4)
 
 
 def test_pairs_are_suggested_with_their_reason(runs, tmp_path):
     said = succeed("evaluations.suggest_pairs", runs[0], *CPU, "--out", tmp_path).out
     found = read(tmp_path / "pairs.json")
-    best = found["pairs"][0]
+    best = found["suggested"]
     assert best["gap"] == pytest.approx(
         found["accuracy"][best["teacher"] - 1] - found["accuracy"][best["student"] - 1]
     )
+    assert found["tested_images"] == 1297 - 2 * 1297 // 3  # what is held out stays unseen
     expected = "try --encoder-depth" if best["gap"] >= 0.05 else "little to hand on"
-    assert "the paper's rule" in said and expected in said
+    assert "the paper's" in said and expected in said
 
 
 def test_one_page_holds_all_and_the_ratios_are_of_the_means(runs, tmp_path):
@@ -275,13 +289,28 @@ def test_one_page_holds_all_and_the_ratios_are_of_the_means(runs, tmp_path):
     said = succeed("evaluations.report", runs[0], *words).out
     content = read(tmp_path / "report.json")
     first, second = (one["scores"] for one in content["networks"])
-    assert set(first) == {"accuracy", "knn", "miou"}
+    assert set(first) == {"accuracy", "ridge", "knn", "miou"}
     for name, ratio in content["ratios"].items():
         assert ratio == pytest.approx(np.mean(first[name]) / np.mean(second[name]))
     assert f"{content['ratios']['knn'] - 1:+.1%}" in said
     page = (tmp_path / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 and "http" not in page
+    assert page.count("data:image/png;base64,") == 4 and 'src="http' not in page
     assert picture(tmp_path / "curves.png").std() > 5
+
+
+def test_a_report_of_another_step_is_measured_anew(perturb, tmp_path):
+    """The newest checkpoint of a run is another network a day later."""
+    words = ["--epochs", 1, "--noises", 0.5, *CPU, "--out", tmp_path / "out"]
+    digits_run(tmp_path, perturb)
+    folder = tmp_path / "000-SiT-small"
+    scores = []
+    for step in ("0000010", "0000020"):
+        save_checkpoint(folder / "checkpoints" / f"{step}.pt", perturb, seed=int(step))
+        succeed("evaluations.report", folder, *words)
+        (network,) = read(tmp_path / "out" / "report.json")["networks"]
+        assert network["network"].endswith(f"step {int(step)}")
+        scores.append(network["scores"])
+    assert scores[0] != scores[1]
 
 
 def test_a_report_goes_on_with_what_is_measured_already(runs, tmp_path, monkeypatch):
@@ -299,7 +328,17 @@ def test_a_report_goes_on_with_what_is_measured_already(runs, tmp_path, monkeypa
         ("classification", "gone.pt", "gone.pt does not exist"),
         ("classification", "{run} --blocks 9", "--blocks 9 does not exist: choose 1 to 4"),
         ("classification", "{run} --noise 2", "--noise 2"),
-        ("classification", "{run} --epochs 0", "--epochs 0: give 1 or more"),
+        ("classification", "{run} --epochs 0", "--epochs 0"),
+        ("classification", "{run} --probe-batch 1", "--probe-batch 1: give 2 or more"),
+        ("classification", "{run} --images 1", "1 images tell nothing: give 2 or more"),
+        ("classification", "{run} --probe-lr nan", "--probe-lr nan"),
+        ("classification", "{run} --label true --data folder --data-path . --val-path .",
+         "reads images of|no class|--image-size"),
+        ("segmentation.__main__", "{run} --masks digits --label true", "the label is the null"),
+        ("similarity", "{run} --against-blocks 3", "are those of --against"),
+        ("report", "{run} --encoder gone.pt", "name one of timm"),
+        ("maps", "{run} --noises 0.5 1.5", "--noise 1.5"),
+        ("suggest_pairs", "{run} --images 20", "--images 20: give 200 or more"),
         ("classification", "{run} --data fashion-mnist", "reads images of|--image-size 8"),
         ("classification", "{run} --label true --data digits --skip-blocks 9", "block 9 does not"),
         ("classification", "timm:nothing --data digits", "timm .* has no such network"),
@@ -321,6 +360,24 @@ def test_what_cannot_be_done_is_one_sentence(runs, tmp_path, command, words, sen
     words = words.format(run=runs[0]).split()
     said = refused(f"evaluations.{command}", *words, *CPU)
     assert re.search(sentence, said), said
+
+
+def test_a_network_that_has_diverged_is_named(perturb, tmp_path):
+    path = digits_run(tmp_path, perturb)
+    content = torch.load(path, weights_only=True)
+    for value in content["ema"].values():
+        value.fill_(float("nan"))
+    torch.save(content, path)
+    for command in ("maps", "classification", "features.__main__"):
+        done = call(f"evaluations.{command}", path, *CPU, "--out", tmp_path / "out")
+        said = done.err.splitlines()[-1]  # after a progress bar
+        assert (
+            done.code == 2
+            and "Traceback" not in done.err
+            and "diverged" in said
+            and "000-SiT-small" in said
+        )
+    assert not list((tmp_path / "out").rglob("*.npy"))
 
 
 def test_held_out_classes_that_training_does_not_have_are_refused(runs, tmp_path, perturb):

@@ -6,7 +6,7 @@ import torch
 
 from evaluations import probes
 from evaluations.features import Pooled
-from evaluations.probes import Fit, StackedHeads, train_heads
+from evaluations.probes import Curves, Fit, StackedHeads, train_heads
 
 CPU = torch.device("cpu")
 
@@ -78,6 +78,20 @@ def test_small_data_are_read_in_smaller_batches():
     assert Fit(batch=1024).batch_of(1297) == 64
     assert Fit(batch=1024).batch_of(100_000) == 1024
     assert Fit(batch=1024).batch_of(40) == 32
+    assert Fit(batch=1024).batch_of(20) == 20
+
+
+def test_heads_get_as_many_steps_as_on_tiny_imagenet():
+    """Of 1,000 steps only, the last blocks would seem better for being easier to fit."""
+    paper, small = Fit().resolved(100_000), Fit().resolved(1297)
+    assert (paper.epochs, paper.batch) == (50, 1024)
+    assert small.epochs * (1297 // small.batch) >= 50 * (100_000 // 1024)
+    assert Fit(epochs=3).resolved(1297).epochs == 3
+
+
+def test_a_training_that_is_too_short_is_told():
+    steps = np.linspace(0.2, 0.9, 50)[:, None]
+    assert Curves(steps).rising and not Curves(np.minimum(steps, 0.6)).rising
 
 
 def test_ridge_reads_what_is_linear(sets):

@@ -90,3 +90,28 @@ def test_fine_tuning_to_twice_the_size_resamples_positions(public):
 def test_fine_tuning_cannot_change_the_width(public):
     with pytest.raises(ValueError, match="pos_embed is .* in this model"):
         adapt(public.state_dict(), SiT_models["SiT-B/4"](input_size=8, num_classes=10))
+
+
+def test_a_pruned_model_is_the_whole_one_with_those_blocks_skipped(perturb):
+    shape = dict(input_size=8, patch_size=2, hidden_size=32, num_heads=2, num_classes=10)
+    whole = perturb(SiT(depth=5, **shape)).eval()
+    pruned = SiT(depth=3, **shape).eval()
+    pruned.load_state_dict(adapt(whole.state_dict(), pruned, pruned=(2, 4)))
+    x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([1, 2, 10])
+    expected = whole(x, t, y, return_blocks=(3, 5))
+    whole.skip_blocks((2, 4))
+    skipped = whole(x, t, y, return_blocks=(3, 5))
+    found = pruned(x, t, y, return_blocks=(2, 3))
+    assert torch.equal(found.pred, skipped.pred) and not torch.allclose(skipped.pred, expected.pred)
+    assert torch.equal(found.blocks[2], skipped.blocks[3])
+
+
+@pytest.mark.parametrize(
+    ("pruned", "sentence"),
+    [((6,), r"blocks \[6\] cannot be taken out of 5"), ((1, 2, 3, 4, 5), "cannot be taken out"),
+     ((2,), "4 blocks are left, and the model has 3: give --depth 4")],
+)  # fmt: skip
+def test_blocks_that_cannot_be_pruned_are_named(pruned, sentence):
+    shape = dict(input_size=8, patch_size=2, hidden_size=32, num_heads=2, num_classes=10)
+    with pytest.raises(ValueError, match=sentence):
+        adapt(SiT(depth=5, **shape).state_dict(), SiT(depth=3, **shape), pruned=pruned)

@@ -10,12 +10,12 @@ import torch
 
 import domains
 from domains import Draws
-from evaluations.features import Denoiser, View, pooled
+from evaluations.features import Denoiser, Modules, Reading, View, pooled
 from runtime.config import SampleFlags
 from runtime.distributed import Ranks
 from runtime.errors import LocalError
 from sample import open_checkpoint
-from tests.commands import ROOT, succeed
+from tests.commands import ROOT, refused, succeed
 from tests.evaluations.lab import digits_run
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -34,7 +34,7 @@ def subject(run):
 
 def test_they_are_the_means_over_the_tokens_in_the_order_asked_for(subject, tmp_path):
     images, numbers = domains.build("digits").held_out_set(), [7, 0, 300]
-    found = pooled(subject, images, numbers, tmp_path, ALONE, data="digits", batch_size=2)
+    found = pooled(subject, Reading(images, numbers, "digits", batch_size=2), tmp_path, ALONE)
     tokens = subject(images.__getitems__(Draws.plain(numbers)))
     for block in (1, 2, 3, 4):
         torch.testing.assert_close(found.of(block), tokens[block].mean(1), rtol=2e-3, atol=2e-3)
@@ -44,8 +44,9 @@ def test_they_are_the_means_over_the_tokens_in_the_order_asked_for(subject, tmp_
 def test_a_second_look_reads_what_the_first_has_written(subject, tmp_path, monkeypatch):
     images = domains.build("digits").held_out_set()
 
-    def look(numbers=(1, 2), **more):
-        return pooled(subject, images, numbers, tmp_path, ALONE, **{"data": "digits"} | more)
+    def look(numbers=(1, 2), data="digits", mirrored=False):
+        reading = Reading(images, numbers, data, mirrored=mirrored)
+        return pooled(subject, reading, tmp_path, ALONE)
 
     first = look()
     monkeypatch.setattr(subject, "tokens", lambda *_: pytest.fail("looked again"))
@@ -59,18 +60,18 @@ def test_a_killed_look_leaves_nothing_that_counts(subject, tmp_path, monkeypatch
     images, calls = domains.build("digits").held_out_set(), []
     tokens = subject.tokens
 
-    def dies_at_the_third(batch, draw=0):
+    def dies_in_the_middle(batch, draw=0):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 4:  # the first look is at the shapes
             raise KeyboardInterrupt
         return tokens(batch, draw)
 
-    monkeypatch.setattr(subject, "tokens", dies_at_the_third)
+    monkeypatch.setattr(subject, "tokens", dies_in_the_middle)
     with pytest.raises(KeyboardInterrupt):
-        pooled(subject, images, range(9), tmp_path, ALONE, data="d", batch_size=3)
-    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+        pooled(subject, Reading(images, range(9), "d", batch_size=3), tmp_path, ALONE)
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(subject, "tokens", tokens)
-    found = pooled(subject, images, range(9), tmp_path, ALONE, data="d", batch_size=3)
+    found = pooled(subject, Reading(images, range(9), "d", batch_size=3), tmp_path, ALONE)
     assert np.abs(found.values).max(1).min() > 0 and not list(tmp_path.glob(".*"))
 
 
@@ -78,9 +79,59 @@ def test_features_that_float16_does_not_hold_are_refused(subject, tmp_path, monk
     tokens = subject.tokens
     huge = {4: torch.full((1, 16, 32), 1e6)}
     monkeypatch.setattr(subject, "tokens", lambda batch, draw=0: tokens(batch, draw) | huge)
-    with pytest.raises(LocalError, match="beyond float16"):
+    with pytest.raises(LocalError, match="features beyond float16"):
         images = domains.build("digits").held_out_set()
-        pooled(subject, images, [1], tmp_path, ALONE, data="d")
+        pooled(subject, Reading(images, [1], "d"), tmp_path, ALONE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_tells_two_looks_apart_is_what_features_depend_on(subject, run, perturb, tmp_path):
+    """Weights, view, path of the interpolant: or old features would be taken for new ones."""
+    torch_file = torch.load(run, weights_only=True)
+    gvp = tmp_path / "0000010.pt"
+    torch.save(torch_file | {"args": torch_file["args"] | {"path_type": "GVP"}}, gvp)
+
+    def of(path, **view):
+        opened = open_checkpoint(SampleFlags(ckpt=str(path), compile="off"), ALONE.device)
+        return Denoiser(opened, view=View(**{"noise": 0.2} | view)).identity
+
+    other = digits_run(tmp_path, perturb, seed=5)
+    looks = [of(run), of(gvp), of(other), of(run, noise=0.3), of(run, label="true"),
+             of(run, latent="mode"), of(run, seed=1)]  # fmt: skip
+    assert all(a != b for i, a in enumerate(looks) for b in looks[:i])
+    assert of(run) == looks[0] == subject.identity
+
+
+def test_blocks_of_unequal_width_are_not_stacked(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 3))
+    subject = Modules(model, ["0", "1"], lambda batch: batch.raw[:, 0].float(), "two widths")
+    images = domains.build("digits").held_out_set()
+    with pytest.raises(ValueError, match="two widths has blocks of unequal width"):
+        pooled(subject, Reading(images, [1], "d"), tmp_path, ALONE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk takes root to mount")
+def test_a_full_disk_is_said_before_the_work(run, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", small])
+    if mount.returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        said = refused("evaluations.features.__main__", run, "--device", "cpu", "--out", small)
+        assert "No space left" in said or "full" in said
+        assert not [path for path in small.rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", small])
+
+
+def test_a_folder_holds_features_of_one_look(run, tmp_path):
+    words = [run, "--blocks", 2, "--device", "cpu", "--out", tmp_path, "--images"]
+    succeed("evaluations.features.__main__", *words, 10)
+    assert "is finished" in succeed("evaluations.features.__main__", *words, 10).out
+    said = refused("evaluations.features.__main__", *words, 12)
+    assert "holds features of another images: give another --out" in said
+    assert len(np.load(tmp_path / "numbers.npy")) == 10
 
 
 def test_two_processes_write_what_one_writes(run, tmp_path):
@@ -100,7 +151,7 @@ def test_two_processes_write_what_one_writes(run, tmp_path):
 MEMORY = """
 import resource, sys, torch
 from pathlib import Path
-from evaluations.features import Denoiser, pooled
+from evaluations.features import Denoiser, Reading, pooled
 from runtime.config import SampleFlags
 from runtime.distributed import Ranks
 from sample import open_checkpoint
@@ -109,7 +160,8 @@ cpu = torch.device("cpu")
 subject = Denoiser(open_checkpoint(SampleFlags(ckpt=sys.argv[1], compile="off"), cpu))
 images, peak = Noise(4000, (1, 32, 32)), []
 for count in (64, 4000):
-    pooled(subject, images, range(count), Path(sys.argv[2]), Ranks(0, 1, cpu), data=str(count))
+    reading = Reading(images, range(count), str(count))
+    pooled(subject, reading, Path(sys.argv[2]), Ranks(0, 1, cpu))
     peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(peak[1] - peak[0])
 """

@@ -1,0 +1,68 @@
+"""Arrays on disk that several processes write, each its own rows."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.files import fsync_folder
+
+
+class Rows:
+    """A .npy of known shape under a temporary name. One process makes it, all write rows of theirs,
+    one finishes it.
+
+    Rows are written with pwrite and not through a shared memory map, which network file systems do
+    not keep coherent between hosts.
+    """
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+        self.path, self.dtype, self.shape = path, np.dtype(dtype), shape
+        self.temporary = path.with_name(f".{path.name}.tmp")
+        self.row = math.prod(shape[1:]) * self.dtype.itemsize
+
+    def create(self) -> None:
+        """All its room is taken at once: a full disk is met here, and not in the middle.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(self.temporary, "wb") as file:
+                header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.flush()
+                os.posix_fallocate(file.fileno(), file.tell(), max(1, self.row * self.shape[0]))
+                os.ftruncate(file.fileno(), file.tell() + self.row * self.shape[0])
+        except OSError as error:
+            self.discard()
+            error.filename = error.filename or str(self.path)
+            raise
+
+    def write(self, first: int, values: Tensor) -> None:
+        """Rows from `first` on.
+
+        Raises:
+            ValueError: a value that the type does not hold.
+        """
+        kind = torch.from_numpy(np.empty(0, self.dtype)).dtype
+        values = values.to(kind)
+        if values.is_floating_point() and not values.isfinite().all():
+            raise ValueError(f"features beyond {self.dtype}: the network has diverged")
+        content = np.ascontiguousarray(values.cpu().numpy()).tobytes()
+        with open(self.temporary, "r+b") as file:
+            begin = os.fstat(file.fileno()).st_size - self.row * self.shape[0]
+            os.pwrite(file.fileno(), content, begin + first * self.row)
+
+    def finish(self) -> None:
+        with open(self.temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(self.temporary, self.path)
+        fsync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        self.temporary.unlink(missing_ok=True)
