@@ -18,10 +18,10 @@ demo: .venv/installed
 test: .venv/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 test-all: .venv/installed
-	$(RUN) -m pytest -m ""
+	$(RUN) -m pytest -n auto -m ""
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -102,6 +102,7 @@ def test_a_mask_of_other_tokens_is_refused(name, pair):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layersync_with_it_compiles_as_one_graph(name, pair):
+    torch._dynamo.reset()  # one function is compiled here for every similarity
     sync = LayerSync([(2, 5)], similarity=SIMILARITIES[name])
     assert_compiles(sync, context({2: pair[0], 5: pair[1]}), pair[0])
 
