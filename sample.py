@@ -30,11 +30,12 @@ def main() -> None:
     if ranks.size > 1:
         raise InputError("sample.py draws one picture in one process: use sample_ddp.py for more")
     opened = open_checkpoint(flags, ranks.device)
-    labels = flags.class_labels or spread(16, opened.domain.num_classes)
-    check_labels(labels, opened.domain.num_classes)
+    labels = flags.class_labels or spread(16, opened.domain.choices)
+    check_labels(labels, opened.domain.choices)
     streams = SampleStreams(range(len(labels)), flags.seed, ranks.device)
-    z, _ = streams.start(opened.domain.shape, opened.domain.num_classes)
-    raw = opened.draw(flags, streams, z, torch.tensor(labels, device=ranks.device))
+    z, _ = streams.start(opened.domain.shape, opened.domain.choices)
+    y = opened.domain.condition(torch.tensor(labels, device=ranks.device))
+    raw = opened.draw(flags, streams, z, y)
     opened.domain.save_grid(raw, Path(flags.out))
     print(f"{len(labels)} samples, {opened.network.calls} network calls: {flags.out}")
 

@@ -80,6 +80,8 @@ class Samples:
     def __init__(self, flags: NpzFlags, opened: Opened, ranks: Ranks) -> None:
         self.flags, self.opened, self.ranks = flags, opened, ranks
         self.count = flags.num_fid_samples
+        if flags.pngs and len(opened.domain.raw_shape) != 3:
+            raise InputError(f"--pngs: samples of {opened.domain.name} are no pictures")
         self.arrays = ["arr_0", "arr_1"] if opened.domain.num_classes else ["arr_0"]
         self.check()
 
@@ -96,7 +98,7 @@ class Samples:
                 "interval_in_t": guidance.interval,
             },
             "seed_scheme": "(seed, sample index)",
-            "uint8": "127.5 x + 128, clamped to 0..255, truncated",
+            **self.opened.domain.rounding,
         }  # fmt: skip
 
     def blocks(self) -> list[tuple[int, int, range]]:
@@ -120,9 +122,10 @@ class Samples:
 
     def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
         domain, legacy = self.opened.domain, self.flags.legacy_seeds
-        z, y = streams.start(domain.shape, domain.num_classes)
+        z, drawn = streams.start(domain.shape, domain.choices)
+        y = domain.condition(drawn)
         raw = self.opened.draw(self.flags, streams, z, y, per_sample_error=not legacy)
-        return {"arr_0": raw.permute(0, 2, 3, 1).cpu().numpy(), "arr_1": y.cpu().numpy()}
+        return {"arr_0": domain.arrays(raw), "arr_1": y.cpu().numpy()}
 
     def summary(self, blocks: Blocks) -> dict[str, Any]:
         return {}

@@ -238,10 +238,11 @@ class Trainer:
         config, device = self.config, self.ranks.device
         size = config.global_batch_size // (self.ranks.size * config.grad_accum)
         x, zeros = (torch.zeros(size, *axes, device=device) for axes in (self.domain.shape, ()))
+        y = self.domain.condition(zeros.long())
         targets = self.targets.example(size, device) if self.targets else ()
         with self.arithmetic():
             return module(
-                x, x, zeros, {"y": zeros.long()}, **self.weights(0), ema=self.teacher,
+                x, x, zeros, {"y": y}, **self.weights(0), ema=self.teacher,
                 uniform=zeros, targets=targets,
             ).total  # fmt: skip
 
@@ -334,8 +335,8 @@ class Trainer:
         """A sheet of EMA samples, the same seeds and classes every time."""
         if not (self.ranks.is_main or self.config.shard):  # a sharded network needs all ranks
             return
-        count, classes = 16, max(self.domain.num_classes, 1)
-        y = torch.arange(count, device=self.ranks.device) * classes // count
+        count, choices = 16, max(self.domain.choices, 1)
+        y = torch.arange(count, device=self.ranks.device) * choices // count
         x, _ = self.sample(range(count), y=y, cfg_scale=self.config.cfg_scale)
         if self.ranks.is_main:
             self.domain.save_grid(self.codec.decode(x), path)
@@ -349,17 +350,18 @@ class Trainer:
     def sample(
         self, numbers: range, *, y: Tensor | None = None, cfg_scale: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """What the EMA model draws (B, C, h, w), and classes (B,), random ones unless given."""
+        """What the EMA model draws (B, C, *axes), and conditions by their numbers (B,), random ones
+        unless given."""
         domain = self.domain
         streams = SampleStreams(numbers, self.config.global_seed, self.ranks.device)
-        z, drawn = streams.start(domain.shape, domain.num_classes)
+        z, drawn = streams.start(domain.shape, domain.choices)
         y = drawn if y is None else y
         sample = Sampler(self.transport).sample_ode(
             sampling_method="heun2", num_steps=25,
             guidance=Guidance(cfg_scale, self.model.null, domain.guided_channels),
         )  # fmt: skip
         with self.arithmetic():
-            x = sample(z, self.state.ema.model, y=y)[-1]
+            x = sample(z, self.state.ema.model, y=domain.condition(y))[-1]
         return x, y
 
     def summary(self) -> str:
@@ -401,6 +403,7 @@ def build(
     model = SiT(
         input_size=domain.shape[1:], in_channels=domain.shape[0], num_classes=domain.num_classes,
         learn_sigma=config.learn_sigma,
+        multi_label=domain.multi_label,
         class_dropout_prob=0.0,  # this loop drops labels itself, as a function of (seed, step)
         **network,
     )  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Any
 
 from runtime.errors import InputError
 
-from . import foreign, latents, sources, store, tiny_imagenet
+from . import foreign, latents, oobleck, sources, store, tiny_imagenet
+from .audio import AudioDomain
 from .codecs import PIXELS
 from .domain import Batch, DataSet, Domain, as_read
 from .images import ImageDomain
@@ -31,6 +32,7 @@ class Row:
     fixed: dict[str, Any] = field(default_factory=dict)  # what no flag can change
     takes_data_path: bool = True
     latents: Opener | None = None  # of data sets that are latents, whatever --data-path is
+    create: Callable[..., Domain] = ImageDomain.create
 
 
 def default_flags(
@@ -68,6 +70,11 @@ DATASETS = {
     "latents": Row(defaults=default_flags(256, None, "ema", hflip=True), fixed=dict(channels=3)),
     # --data-path FOLDER of LightningDiT's safetensors; needed for sampling too
     "lightningdit": Row(latents=foreign.LightningDiTShards),
+    # MTG-Jamendo's mp3 files and tags: 10-second crops, 87 genres and 40 instruments
+    "mtg-jamendo": Row(
+        defaults=default_flags(441_000, None, oobleck.STABLE_AUDIO, hflip=False),
+        create=AudioDomain.create,
+    ),
     # random moments of Stable Diffusion's shape in memory: benchmarks, cluster tests
     "synthetic": Row(latents=latents.Synthetic, takes_data_path=False),
 }
@@ -119,9 +126,9 @@ def build(
         stored = opener(data_path, image_size)
         return LatentDomain.create(dataset_name, stored, **given, cache_dir=cache_dir)
     resolved = row.defaults | {flag: value for flag, value in given.items() if value is not None}
-    return ImageDomain.create(
+    return row.create(
         dataset_name,
-        row.source,
+        source=row.source,
         **resolved,
         **row.fixed,
         data_path=data_path,

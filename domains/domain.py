@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,8 +73,8 @@ class Domain(ABC):
     """
 
     name: str
-    raw_shape: tuple[int, int, int]  # a picture, uint8 (C, H, W)
-    shape: tuple[int, ...]  # the model's input (C, h, w)
+    raw_shape: tuple[int, ...]  # a picture, uint8 (C, H, W); sound, int16 (channels, samples)
+    shape: tuple[int, ...]  # the model's input (C, *axes)
     vae: str
 
     @property
@@ -84,6 +85,29 @@ class Domain(ABC):
     @abstractmethod
     def num_classes(self) -> int:
         """Classes the model is conditioned on; 0: unconditional. Opens the data if it must."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the condition is multi-hot (B, K) instead of ids (B,)."""
+        return False
+
+    @property
+    def choices(self) -> int:
+        """How many conditions a sample may be drawn with; 0: none."""
+        return self.num_classes
+
+    def condition(self, drawn: Tensor) -> Tensor:
+        """What the model is given for numbers below `choices` (B,): class ids are those numbers."""
+        return drawn
+
+    @property
+    def rounding(self) -> dict[str, str]:
+        """How floats become the numbers of a file of samples, for its protocol."""
+        return {"uint8": "127.5 x + 128, clamped to 0..255, truncated"}
+
+    def arrays(self, raw: Tensor) -> np.ndarray:
+        """Decoded samples as a file of samples holds them: images are (B, H, W, C)."""
+        return raw.permute(0, 2, 3, 1).cpu().numpy()
 
     @abstractmethod
     def train_set(self, *, augment: bool = True) -> DataSet:

@@ -22,10 +22,12 @@ def read(
     Raises:
         LocalError: a corrupt sample.
     """
+    # With a generator of its own, the loader leaves torch's alone.
     starts = range(0, len(numbers), batch_size)
     loader = DataLoader(
         images, batch_sampler=[Draws.plain(numbers[n : n + batch_size]) for n in starts],
-        collate_fn=as_read, num_workers=workers if images.decodes else 0,
+        collate_fn=as_read, generator=torch.Generator(),
+        num_workers=workers if images.decodes else 0,
     )  # fmt: skip
     for batch in loader:
         if batch.error is not None:

@@ -309,7 +309,7 @@ SIZES = {
 SiT_models = {
     f"SiT-{size}/{patch}": partial(SiT, patch_size=patch, **shape)
     for size, shape in SIZES.items()
-    for patch in (2, 4, 8)
+    for patch in (2, 4, 8, 1)  # 1: a token per latent, for sound
 }
 
 

@@ -36,7 +36,16 @@ def open_timm(argument: str, device: torch.device, weights: Path | None, _: bool
     return timm.load(argument, weights, device)
 
 
-OPENERS = {"inception": open_inception, "classifier": open_classifier, "timm": open_timm}
+def open_clap(argument: str, device: torch.device, *_: Any) -> Extractor:
+    from . import clap
+
+    return clap.load(argument, device)
+
+
+OPENERS = {
+    "inception": open_inception, "classifier": open_classifier, "timm": open_timm,
+    "clap": open_clap,
+}  # fmt: skip
 
 
 def open_extractor(
@@ -55,6 +64,7 @@ def open_extractor(
     name, _, argument = asked.partition(":")
     if name not in OPENERS:
         raise InputError(
-            f"unknown --extractor {asked!r}; choose from inception, classifier:FILE, timm:MODEL"
+            f"unknown --extractor {asked!r}; choose from inception, classifier:FILE, timm:MODEL, "
+            "clap:MODEL"
         )
     return OPENERS[name](argument, device, weights, allow_unverified)

@@ -1,5 +1,6 @@
 """A small classifier trained on a data set itself: the extractor of small data."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import domains
-from domains import Draws
 from domains.codecs import fingerprint, to_float
+from domains.reading import read
+from domains.sound import PICTURE, pictures
 from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.precision import plain_float32
@@ -79,11 +81,12 @@ class Classifier:
         return self
 
     def __call__(self, images: Tensor) -> Features:
-        """uint8 (N, C, H, W) -> pool (N, 64).
+        """uint8 (N, C, H, W), or int16 sounds, which it sees as spectrograms -> pool (N, 64).
 
         Raises:
             InputError: images of another size or number of channels than it was trained on.
         """
+        images = visible(images)
         size = self.config["image_size"]
         expected = (self.config["channels"], size, size)
         if tuple(images.shape[1:]) != expected:
@@ -155,7 +158,7 @@ def config_of(domain: domains.Domain) -> dict:
     """The arguments of a domain's SmallCNN."""
     if not domain.num_classes:
         raise InputError(f"a classifier of {domain.name} needs classes, and it has none")
-    channels, image_size, _ = domain.raw_shape
+    channels, image_size = (1, PICTURE) if is_sound(domain) else domain.raw_shape[:2]
     return {"channels": channels, "num_classes": domain.num_classes, "image_size": image_size}
 
 
@@ -170,19 +173,31 @@ def images_of(domain: domains.Domain, image_set: domains.DataSet) -> LabeledImag
     Raises:
         InputError: too many for memory, or a corrupt one.
     """
-    channels, height, width = domain.raw_shape
-    if len(image_set) * channels * height * width > MAX_BYTES:
+    size = PICTURE**2 if is_sound(domain) else math.prod(domain.raw_shape)
+    if len(image_set) * size > MAX_BYTES:
         raise InputError(
-            f"{domain.name} has {len(image_set)} images of {height} pixels, too many for the small "
-            "classifier: fd_classifier is for small data sets"
+            f"{domain.name} has {len(image_set)} samples, too many for the small classifier: "
+            "fd_classifier is for small data sets"
         )
-    numbers = range(len(image_set))
-    batches = [
-        image_set.__getitems__(Draws.plain(numbers[first : first + 1000]))
-        for first in numbers[::1000]
-    ]
-    raw, y = zip(*(batch.checked()[:2] for batch in batches), strict=True)
-    return LabeledImages(torch.cat(raw), torch.cat(y))
+    raw, labels = [], []
+    for batch in read(image_set, range(len(image_set)), 100, torch.device("cpu")):
+        raw.append(visible(batch.raw))
+        labels.append(batch.y)
+    y = torch.cat(labels)
+    if domain.multi_label:
+        if bool((y.sum(1) != 1).any()):
+            raise InputError(f"a classifier needs one label per sample, {domain.name} has several")
+        y = y.argmax(1)
+    return LabeledImages(torch.cat(raw), y)
+
+
+def is_sound(domain: domains.Domain) -> bool:
+    return len(domain.raw_shape) == 2
+
+
+def visible(raw: Tensor) -> Tensor:
+    """uint8 pictures as they are; the spectrograms of int16 sounds."""
+    return pictures(raw) if raw.dtype == torch.int16 else raw
 
 
 def train(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from domains.pictures import save_grid
+from domains.sound import pictures
 from evaluations.metrics import mean_interval
 from runtime.errors import InputError
 from runtime.files import read_json
@@ -222,8 +223,8 @@ def comparable(protocol: dict[str, Any] | None) -> dict[str, Any]:
 
 def save_sheet(path: Path, real: Images, samples: Images) -> None:
     """Left real images, right samples; where both have a few classes, a row of each."""
-    left, right = (first_block(images, 400) for images in (real, samples))
-    blank = torch.full((1, *samples.shape), 255, dtype=torch.uint8)
+    left, right = (first_block(images) for images in (real, samples))
+    blank = torch.full((1, *right.raw.shape[1:]), 255, dtype=torch.uint8)
     if left.raw.shape[1:] != right.raw.shape[1:]:  # of another size: the samples alone
         return save_grid(right.raw[: 8 * COLUMNS], path, columns=COLUMNS)
 
@@ -241,6 +242,9 @@ def save_sheet(path: Path, real: Images, samples: Images) -> None:
     save_grid(torch.cat(tiles), path, columns=2 * COLUMNS + 1)
 
 
-def first_block(images: Images, count: int) -> Block:
-    """The first images; `count` of them, or all."""
-    return next(images.blocks(range(min(count, len(images))), count))
+def first_block(images: Images) -> Block:
+    """The first 400 images, or the spectrograms of the first 64 sounds."""
+    is_picture = len(images.shape) == 3
+    count = min(400 if is_picture else 64, len(images))
+    block = next(images.blocks(range(count), count))
+    return block if is_picture else block._replace(raw=pictures(block.raw))

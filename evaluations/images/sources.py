@@ -31,15 +31,15 @@ DAMAGED = (
 
 
 class Block(NamedTuple):
-    raw: Tensor  # uint8 (b, C, H, W)
+    raw: Tensor  # uint8 (b, C, H, W); sounds, int16 (b, channels, samples)
     y: Tensor | None  # int64 (b,), the classes where they are known
 
 
 class Images(Protocol):
-    """Images of one shape, read in order and never held all at once."""
+    """Images, or sounds, of one shape, read in order and never held all at once."""
 
     name: str  # what a person calls them
-    shape: tuple[int, int, int]  # (C, H, W)
+    shape: tuple[int, ...]  # (C, H, W), or (channels, samples)
 
     def __len__(self) -> int: ...
 
@@ -89,24 +89,26 @@ class NpzImages:
             raise
         except DAMAGED as error:
             raise unreadable(self.path, error) from error
-        if dtype != np.uint8 or len(shape) != 4 or in_columns or shape[3] not in (1, 3):
+        is_image = dtype == np.uint8 and len(shape) == 4 and shape[-1] in (1, 3)
+        is_sound = dtype == np.int16 and len(shape) == 3 and shape[-1] in (1, 2)
+        if in_columns or not (is_image or is_sound):
             order = " in Fortran order" if in_columns else ""
             raise InputError(
-                f"{path}: {array} is {dtype} {shape}{order}, "
-                "not uint8 (N, height, width, 1 or 3 channels)"
+                f"{path}: {array} is {dtype} {shape}{order}, not uint8 (N, height, width, 1 or 3 "
+                "channels), nor int16 (N, samples, 1 or 2 channels)"
             )
-        if min(shape) < 1 or end - begin != math.prod(shape):
+        if min(shape) < 1 or end - begin != math.prod(shape) * dtype.itemsize:
             raise InputError(f"{path}: {array} of shape {shape} has {end - begin} bytes of images")
-        self.count, height, width, channels = shape
-        self.shape = (channels, height, width)
+        self.count, *axes, channels = shape
+        self.dtype, self.shape = dtype, (channels, *axes)
         self.labels = None if labels is None else self.classes(labels)
 
     def __len__(self) -> int:
         return self.count
 
     def blocks(self, numbers: range, size: int) -> Iterator[Block]:
-        channels, height, width = self.shape
-        row = channels * height * width
+        channels, *axes = self.shape
+        row = math.prod(self.shape) * self.dtype.itemsize
         try:
             with self.opened() as file:
                 header(file)
@@ -116,9 +118,9 @@ class NpzImages:
                     content = file.read((stop - first) * row)
                     if len(content) < (stop - first) * row:
                         raise EOFError(f"it ends before image {stop}")
-                    raw = np.frombuffer(content, np.uint8).reshape(-1, height, width, channels)
+                    raw = np.frombuffer(content, self.dtype).reshape(-1, *axes, channels)
                     y = None if self.labels is None else self.labels[first:stop]
-                    yield Block(torch.from_numpy(raw.transpose(0, 3, 1, 2).copy()), y)
+                    yield Block(torch.from_numpy(np.moveaxis(raw, -1, 1).copy()), y)
         except DAMAGED as error:
             raise unreadable(self.path, error) from error
 
@@ -135,7 +137,9 @@ class NpzImages:
     def opened(self) -> IO[bytes]:
         return zipfile.ZipFile(self.path).open(f"{self.array}.npy")
 
-    def classes(self, labels: np.ndarray) -> Tensor:
+    def classes(self, labels: np.ndarray) -> Tensor | None:
+        if labels.ndim == 2 and len(labels) == self.count:
+            return single_labels(torch.from_numpy(labels))
         if labels.shape != (self.count,) or labels.dtype.kind not in "iu":
             raise InputError(
                 f"{self.path}: {LABELS[self.array]} is {labels.dtype} {labels.shape}, "
@@ -213,7 +217,14 @@ class DataSetImages:
                 # The flag that it ends with is not one of these commands.
                 raise LocalError(batch.error.partition("; --skip-corrupt")[0])
             raw, y = batch[:2]
+            if self.domain.multi_label:
+                y = single_labels(y)
             yield Block(raw, y if self.domain.num_classes else None)
+
+
+def single_labels(y: Tensor) -> Tensor | None:
+    """Class ids (N,) of multi-hot labels (N, K); None where some have none or several."""
+    return y.argmax(1) if bool((y.sum(1) == 1).all()) else None
 
 
 def side_of_first(folder: Path) -> int:

@@ -1,0 +1,139 @@
+"""Latents of Stable Audio Open's VAE, diffusers' AutoencoderOobleck."""
+
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from runtime.errors import InputError
+
+from .codecs import PIXELS, absent, fingerprint, looked_up, posterior_draw
+
+STABLE_AUDIO = "stabilityai/stable-audio-open-1.0"
+
+
+class OobleckConfig(NamedTuple):
+    audio_channels: int
+    channels: int  # of the latents
+    hop: int  # samples per latent
+    rate: int  # samples per second
+
+
+SHAPES = {
+    STABLE_AUDIO: OobleckConfig(2, 64, 2048, 44_100),
+    PIXELS: OobleckConfig(2, 2, 1, 44_100),  # the waveform itself
+}
+
+
+def config_of(vae: str, cache_dir: str | None) -> OobleckConfig:
+    """Shapes of a VAE; those of Stable Audio Open need no look-up.
+
+    Raises:
+        InputError: a folder without the config of an AutoencoderOobleck.
+    """
+    if vae in SHAPES:
+        return SHAPES[vae]
+    path = Path(vae) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        if config["_class_name"] != "AutoencoderOobleck":
+            raise ValueError(f"it is an {config['_class_name']}")
+        return OobleckConfig(
+            int(config["audio_channels"]), int(config["decoder_input_channels"]),
+            math.prod(config["downsampling_ratios"]), int(config["sampling_rate"]),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--vae {vae} is no folder of diffusers' AutoencoderOobleck ({error}): give one, or "
+            f"{STABLE_AUDIO}"
+        ) from error
+
+
+def to_int16(x: Tensor) -> Tensor:
+    """-1..1 -> -32768..32767, rounded."""
+    return (32768 * x.float()).round().clamp(-32768, 32767).to(torch.int16)
+
+
+class SoundCodec:
+    """The model hears the waveform itself; the noise of `to_input` is not used."""
+
+    identity = {"name": "waveform"}
+    uses_noise = False
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return raw
+
+    def to_input(self, stored: Tensor, noise: Tensor | None) -> Tensor:
+        return stored.float() / 32768
+
+    def decode(self, x: Tensor) -> Tensor:
+        return to_int16(x)
+
+    def to(self, device: torch.device | str) -> "SoundCodec":
+        return self
+
+
+class OobleckCodec:
+    """Stored are the posterior's moments, mean beside deviation (B, 2C, T); `to_input` is a draw
+    from it with the caller's noise. Sound is int16 (B, channels, samples)."""
+
+    uses_noise = True
+
+    def __init__(self, vae, name: str) -> None:
+        self.vae, self.name = vae.eval().requires_grad_(False), name
+
+    @classmethod
+    def load(cls, name: str, cache_dir: str | None = None) -> "OobleckCodec":
+        """
+        Raises:
+            InputError: not to be had here, or incomplete.
+        """
+        try:
+            from diffusers import AutoencoderOobleck
+            from safetensors import SafetensorError
+        except ImportError as error:
+            raise InputError(
+                f"--vae {name} needs diffusers ({error}): pip install '.[vae]'"
+            ) from error
+        options = {"use_safetensors": True, "output_loading_info": True}
+        if name == STABLE_AUDIO:
+            options["subfolder"] = "vae"
+        try:
+            vae, report = looked_up(AutoencoderOobleck.from_pretrained, name, cache_dir, **options)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            raise absent(name, cache_dir, error) from error
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])[0]
+            raise InputError(f"--vae {name} is incomplete: it has no tensor {missing}")
+        return cls(vae, name)
+
+    @cached_property
+    def identity(self) -> dict:
+        return {"name": self.name, "scale": 1.0, "shift": 0.0,
+                "sha256": fingerprint(self.vae.state_dict())}  # fmt: skip
+
+    @torch.no_grad()
+    def encode(self, raw: Tensor) -> Tensor:
+        device = self.vae.device
+        with torch.autocast(device.type, enabled=False):
+            parts = []
+            for sound in raw.to(device).split(1):  # a few seconds of sound are large inside
+                posterior = self.vae.encode(sound.float() / 32768).latent_dist
+                parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
+        return torch.cat(parts)
+
+    def to_input(self, stored: Tensor, noise: Tensor) -> Tensor:
+        return posterior_draw(stored, noise)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        sounds = [self.vae.decode(z).sample for z in x.to(self.vae.device, torch.float32).split(1)]
+        return to_int16(torch.cat(sounds))
+
+    def to(self, device: torch.device | str) -> "OobleckCodec":
+        self.vae.to(device)
+        return self

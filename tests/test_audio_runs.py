@@ -1,0 +1,199 @@
+"""Music through the same commands and flags as pictures: trained, resumed, drawn, scored."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av")
+
+from tests.commands import assert_same_state, checkpoint_of, launched, refused, succeed
+from tests.domains.music import save_oobleck, tone, write_jamendo, write_mp3, write_tsv
+
+TINY = (
+    "--dataset_name mtg-jamendo --image-size 8192 --model SiT-Ti/1 --depth 4 --hidden-size 32 "
+    "--num-heads 2 --no-learn-sigma --global-batch-size 2 --num-workers 0 --log-every 1 "
+    "--no-tensorboard --device cpu --cfg-scale 1 --sample-every 0 --lr 1e-3"
+).split()
+FEW = ["--sampling-method", "heun2", "--num-sampling-steps", 3, "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("music")
+    root = write_jamendo(folder / "jamendo", seconds=1.0)
+    return [*TINY, "--data-path", root, "--vae", save_oobleck(folder / "vae")]
+
+
+@pytest.fixture(scope="module")
+def run(flags, tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    succeed("train", *flags, "--max-steps", 3, "--sample-every", 3, "--results-dir", results)
+    (folder,) = results.iterdir()
+    return folder
+
+
+def test_it_trains_with_layer_sync_and_shows_what_it_draws(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert len(lines) >= 3 and all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    assert lines[0]["reg"] == pytest.approx(-1, abs=1e-4)  # adaLN-zero: all blocks are equal
+    stored = checkpoint_of(run.parent, 3)
+    assert stored["architecture"]["multi_label"] and stored["architecture"]["input_size"] == (128,)
+    assert stored["model"]["y_embedder.embedding_table.weight"].shape == (5, 32)
+    assert len(list((run / "samples").glob("0000003-*.wav"))) == 16
+    assert (run / "samples" / "0000003.png").stat().st_size > 5000
+
+
+def test_resume_is_exact_on_music(flags, tmp_path):
+    succeed("train", *flags, "--max-steps", 4, "--results-dir", tmp_path / "whole")
+    for stop in (2, 4):
+        words = ["--max-steps", stop, "--resume", "auto", "--results-dir", tmp_path / "parts"]
+        succeed("train", *flags, *words)
+    assert_same_state(*(checkpoint_of(tmp_path / name, 4) for name in ("whole", "parts")))
+
+
+def test_two_processes_train_on_music(flags, tmp_path):
+    words = ["--max-steps", 2, "--results-dir", tmp_path]
+    launched("train", *flags, *words, processes=2)
+    assert checkpoint_of(tmp_path, 2)["train_steps"] == 2
+
+
+def test_samples_are_sounds_with_the_labels_of_tracks(run, flags, tmp_path):
+    path = dict(zip(flags[::1], flags[1:], strict=False))["--data-path"]
+    words = ["--ckpt", run, "--data-path", path, *FEW]
+    succeed("sample", "ODE", *words, "--class-labels", 0, 2, "--out", tmp_path / "s.png")
+    assert len(list(tmp_path.glob("s-*.wav"))) == 2
+    for name, size in (("a", 4), ("b", 2)):
+        succeed("sample_ddp", "ODE", *words, "--num-fid-samples", 4, "--per-proc-batch-size", size,
+                "--sample-dir", tmp_path, "--name", name)  # fmt: skip
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert a["arr_0"].shape == (4, 8192, 2) and a["arr_0"].dtype == np.int16
+        assert np.array_equal(a["arr_1"], b["arr_1"]) and set(a["arr_1"].flat) == {0.0, 1.0}
+        assert np.abs(a["arr_0"].astype(int) - b["arr_0"]).max() <= 2
+    protocol = json.loads((tmp_path / "a.json").read_text())
+    assert protocol["int16"] and protocol["image_size"] == 8192
+    said = refused("sample_ddp", "ODE", *words, "--pngs", "--sample-dir", tmp_path)
+    assert "--pngs: samples of mtg-jamendo are no pictures" in said
+
+
+def test_the_held_out_loss_is_measured_on_music(run, flags):
+    path = dict(zip(flags, flags[1:], strict=False))["--data-path"]
+    words = [run, "--data-path", path, "--device", "cpu"]
+    assert "2 held-out images of mtg-jamendo" in succeed("evaluations.heldout", *words).out
+
+
+def test_guidance_drops_all_labels(run):
+    from runtime.config import SampleFlags
+    from sample import open_checkpoint
+
+    opened = open_checkpoint(SampleFlags(ckpt=str(run), compile="off"), torch.device("cpu"))
+    y = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0]])
+    model = opened.network.model
+    assert model.null({"y": y})["y"].sum() == 0
+    table = model.y_embedder.embedding_table.weight
+    embedded = model.y_embedder(y)
+    torch.testing.assert_close(embedded[0], (table[0] + table[2]) / 2)
+    torch.testing.assert_close(embedded[1], table[4])
+
+
+@pytest.fixture(scope="module")
+def bands(tmp_path_factory):
+    """Low, middle and high tones, an instrument each, of many pitches."""
+    root = tmp_path_factory.mktemp("bands")
+    random = np.random.RandomState(0)
+    for part, count in (("train", 10), ("validation", 2), ("test", 4)):
+        rows = []
+        for band, low in enumerate((150, 700, 3000)):
+            for number in range(count):
+                name = f"{band:02d}/{part}{number}.mp3"
+                rows.append((name, [f"instrument---{'abc'[band]}"]))
+                write_mp3(root / "audio" / name, tone(low * random.uniform(1, 1.6), 0.4))
+        write_tsv(root / "data/splits/split-0" / f"autotagging-{part}.tsv", rows)
+    return root
+
+
+def score(*words):
+    return succeed("evaluations.images.__main__", *words, "--device", "cpu", "--num-workers", 0)
+
+
+def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path):
+    import domains
+    from evaluations.extractors import classifier as classifiers
+
+    where = ["--data-path", bands, "--image-size", 8192]
+    file = tmp_path / "clf.pt"
+    domain = domains.build("mtg-jamendo", data_path=str(bands), vae="none", image_size=8192)
+    classifier = classifiers.train(domain, steps=40, batch=32)
+    classifier.save(file)
+    assert classifier.accuracy > 0.9
+    batch = domain.held_out_set().__getitems__(domains.Draws.plain(range(12))).checked()
+    good = domain.arrays(batch.raw)
+    noise = np.random.RandomState(0).randint(-9000, 9000, good.shape).astype(np.int16)
+    found = {}
+    for name, sounds in (("good", good), ("noise", noise)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=sounds, arr_1=batch.y.numpy())
+        samples = tmp_path / f"{name}.npz"
+        score("mtg-jamendo", samples, "--extractor", f"classifier:{file}", *where)
+        found[name] = json.loads((tmp_path / f"{name}.score.json").read_text())["scores"]
+        assert (tmp_path / f"{name}.score.png").stat().st_size > 5000
+    assert found["good"]["fd_classifier"] < 0.2 * found["noise"]["fd_classifier"]
+    assert found["good"]["accuracy"] > 0.9 > found["noise"]["accuracy"]
+
+
+@pytest.fixture(scope="module")
+def clap(tmp_path_factory):
+    """A real CLAP of random weights, as small as its 64 mel bands allow."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ClapAudioConfig(
+        spec_size=256, num_mel_bins=64, window_size=8, patch_size=4, patch_stride=[4, 4],
+        patch_embeds_hidden_size=16, depths=[1, 1], num_attention_heads=[2, 2], hidden_size=32,
+        projection_dim=16, num_hidden_layers=2,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("clap")
+    transformers.ClapAudioModelWithProjection(config).save_pretrained(folder)
+    transformers.ClapFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def test_fad_is_the_frechet_distance_of_unit_clap_embeddings(bands, clap, tmp_path):
+    import domains
+    from evaluations.extractors import open_extractor
+    from evaluations.metrics import Moments, frechet_distance
+
+    domain = domains.build("mtg-jamendo", data_path=str(bands), vae="none", image_size=8192)
+    batch = domain.held_out_set().__getitems__(domains.Draws.plain(range(12))).checked()
+    extractor = open_extractor(f"clap:{clap}", torch.device("cpu"))
+    features = extractor(batch.raw).pool
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(12))
+    np.savez(tmp_path / "s.npz", arr_0=domain.arrays(batch.raw), arr_1=batch.y.numpy())
+    where = ["--data-path", bands, "--image-size", 8192]
+    score("mtg-jamendo", tmp_path / "s.npz", "--extractor", f"clap:{clap}", *where)
+    found = json.loads((tmp_path / "s.score.json").read_text())
+    real = domain.train_set()
+    real = real.__getitems__(domains.Draws.plain(range(len(real)))).checked().raw
+    expected = frechet_distance(Moments.of(features), Moments.of(extractor(real).pool))
+    assert found["scores"]["fad"] == pytest.approx(expected, rel=1e-3)
+    assert found["extractor"]["name"] == f"clap:{clap}" and "fad" in found["floor"]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--dataset_name mtg-jamendo --vae none", "needs --data-path ROOT"),
+        ("--dataset_name mtg-jamendo --data-path . --vae none", "expected data/splits/split-0"),
+        ("--dataset_name mtg-jamendo --data-path . --vae .", "is no folder of diffusers'"),
+    ],
+)
+def test_what_music_lacks_is_one_sentence(tmp_path, words, sentence):
+    said = refused("train", *words.split(), "--model", "SiT-Ti/1", "--device", "cpu",
+                   "--image-size", 256, "--results-dir", tmp_path / "r")  # fmt: skip
+    assert sentence in said and not (tmp_path / "r").exists()
+
+
+def test_an_absent_clap_is_named(tmp_path):
+    np.savez(tmp_path / "s.npz", arr_0=np.zeros((4, 300, 2), np.int16))
+    words = [tmp_path / "s.npz", tmp_path / "s.npz", "--extractor", "clap:nobody/nothing"]
+    said = refused("evaluations.images.__main__", *words, "--device", "cpu")
+    assert "clap:nobody/nothing: it is neither in the cache" in said
