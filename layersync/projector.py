@@ -49,6 +49,7 @@ class TokenConvolution(nn.Module):
 def project(head: nn.Module, features: Tensor) -> Tensor:
     """The head's output in float32, whatever the features' type and the run's autocast."""
     device = features.device.type
-    known = torch.amp.is_autocast_available(device)  # not of "meta", where FLOPs are counted
-    with torch.autocast(device, enabled=False) if known else nullcontext():
+    # There is no autocast on "meta", where FLOPs are counted; torch.compile of torch 2.11 cannot ask
+    # for it by torch.amp.is_autocast_available.
+    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
         return head(features.float())
