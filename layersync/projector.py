@@ -49,7 +49,7 @@ class TokenConvolution(nn.Module):
 def project(head: nn.Module, features: Tensor) -> Tensor:
     """The head's output in float32, whatever the features' type and the run's autocast."""
     device = features.device.type
-    # "meta", where FLOPs are counted, has no autocast. torch.amp.is_autocast_available would tell, but
-    # torch.compile of torch 2.11 cannot trace it.
+    # "meta", where FLOPs are counted, has no autocast. torch.amp.is_autocast_available would tell,
+    # but torch.compile of torch 2.11 cannot trace it.
     with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
         return head(features.float())
