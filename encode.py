@@ -1,29 +1,30 @@
-"""Encode images once, so that training needs neither images nor VAE; run again, it goes on.
+"""Encode data once, so that training needs neither them nor the VAE; run again, it goes on.
 
 torchrun --nproc_per_node=8 encode.py --dataset_name imagenet-1k --out latents/imagenet256
 """
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Protocol
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import domains
 from domains import store
-from domains.codecs import PIXELS, Codec, is_path
+from domains.audio import AudioDomain
+from domains.codecs import PIXELS, is_path
+from domains.image_store import ImageEncoder
 from domains.images import ImageDomain
-from domains.latents import LatentDomain
-from domains.store import Encoding, Manifest, Shard
+from domains.store import Content, Encoding, Manifest, Shard
+from domains.track_store import TrackEncoder
 from runtime import distributed
 from runtime.config import EncodeConfig, parse
 from runtime.distributed import Ranks
@@ -43,58 +44,85 @@ def main() -> None:
     with asked_of_user():
         domain, folder = domain_of(config), folder_of(config)
     with store.locked(folder) if ranks.is_main else nullcontext():
-        encode(config, domain, folder, ranks)
+        encoder = ENCODERS[type(domain)](domain, config.batch_size, ranks.device)
+        encode(config, encoder, folder, ranks)
 
 
-def encode(config: EncodeConfig, domain: ImageDomain, folder: Path, ranks: Ranks) -> None:
+class Encoder(Protocol):
+    """What a kind of data set needs to be encoded."""
+
+    kind: type[Encoding]
+    unread: tuple[str, ...]  # flags that mean nothing to it
+    samples: domains.DataSet  # all that is encoded, by number
+    batch_size: int  # samples that are read at once
+
+    def __init__(self, domain: domains.Domain, batch_size: int, device: torch.device) -> None: ...
+
+    def fingerprint(self) -> str:
+        """What tells the samples from others without decoding them."""
+
+    def encoding(self, shard_size: int | None, data_set: str) -> Encoding:
+        """
+        Args:
+            shard_size: None: what suits these samples.
+            data_set: the fingerprint.
+        """
+
+    def content(
+        self, encoding: Encoding, shard: Shard, batches: Iterable[domains.Batch]
+    ) -> Content:
+        """A shard's samples, encoded.
+
+        Raises:
+            LocalError: latents that are no numbers.
+        """
+
+
+ENCODERS: dict[type[domains.Domain], type[Encoder]] = {
+    ImageDomain: ImageEncoder,
+    AudioDomain: TrackEncoder,
+}
+
+
+def encode(config: EncodeConfig, encoder: Encoder, folder: Path, ranks: Ranks) -> None:
     """What is missing in the store, shard by shard; the next one is computed while one is written.
 
     Raises:
         InputError: the folder holds another encoding.
-        LocalError: a corrupt image, latents that are no numbers, a full disk.
+        LocalError: a corrupt sample, latents that are no numbers, a full disk.
     """
-    images, codec = domain.train_set(augment=False), domain.codec.to(ranks.device)
-    encoding = Encoding(
-        codec=codec.identity, dataset_name=config.dataset_name, count=len(images),
-        num_classes=domain.num_classes, image_size=domain.raw_shape[-1], latent_shape=domain.shape,
-        shard_size=config.shard_size or default_shard_size(len(images)),
-        data_set=ranks.from_main(domain.train_source.fingerprint),
-    )  # fmt: skip
+    encoding = encoder.encoding(config.shard_size, ranks.from_main(encoder.fingerprint))
     parts = ranks.gather(encoding)
     missing = ranks.from_main(lambda: store.missing_shards(folder, agreed(parts)))
     shards = missing[ranks.rank :: ranks.size]
     if shards:
-        read = iter(loader(config, images, shards))
+        read = iter(loader(config, encoder, shards))
         with (
-            Prefetch(read, domains.Batch.to_device, ranks.device) as batches,
+            Prefetch(read, domains.Batch.to_device, ranks.device) as ahead,
             ThreadPoolExecutor(1) as writer,
             Arithmetic(default_precision(ranks.device), ranks.device)(),
             tqdm(
-                total=sum(shard.stop - shard.start for shard in shards), unit="image",
+                total=sum(shard.stop - shard.start for shard in shards), unit=encoding.unit,
                 desc=f"process 1 of {ranks.size}", disable=not ranks.is_main,
             ) as bar,
         ):  # fmt: skip
+            batches = sound(ahead, bar)
             writing = writer.submit(lambda: None)
             for shard in shards:
-                count = math.ceil((shard.stop - shard.start) / config.batch_size)
-                moments = encoded(encoding, shard, islice(batches, count), codec, bar)
+                count = math.ceil((shard.stop - shard.start) / encoder.batch_size)
+                content = encoder.content(encoding, shard, islice(batches, count))
                 writing.result()
-                writing = writer.submit(write, folder, encoding, shard, moments)
+                writing = writer.submit(write, folder, encoding, shard, content)
             writing.result()
     ranks.barrier()
     ranks.from_main(lambda: finish(folder, encoding))
-
-
-def default_shard_size(count: int) -> int:
-    """Enough shards for hundreds of processes, of files that are neither tiny nor above 1 GB."""
-    return min(max(math.ceil(count / 512), 256), 16_384)
 
 
 def agreed(encodings: list[Encoding]) -> Encoding:
     """The encoding of all ranks.
 
     Raises:
-        InputError: one has another VAE or other images where it runs.
+        InputError: one has another VAE or other data where it runs.
     """
     first, *others = encodings
     for rank, other in enumerate(others, start=1):
@@ -109,7 +137,7 @@ def agreed(encodings: list[Encoding]) -> Encoding:
 def folder_of(config: EncodeConfig) -> Path:
     """
     Raises:
-        InputError: --out is missing, or lies within the images.
+        InputError: --out is missing, or lies within the data.
     """
     if not config.out:
         raise InputError("--out is missing: the folder of the latents")
@@ -120,10 +148,11 @@ def folder_of(config: EncodeConfig) -> Path:
 
 
 def domain_of(config: EncodeConfig) -> domains.Domain:
-    """The images and their VAE.
+    """The samples and their VAE.
 
     Raises:
-        InputError: the data set is no images, or has no VAE.
+        InputError: the data set is of latents, or of no kind that is encoded, or has no VAE; or a
+            flag that means nothing to it.
     """
     vae = config.vae
     if vae and is_path(vae):  # it is recorded, for runs that start elsewhere
@@ -133,79 +162,63 @@ def domain_of(config: EncodeConfig) -> domains.Domain:
         num_classes=config.num_classes, vae=vae, cache_dir=config.cache_dir,
         skip_corrupt=config.skip_corrupt,
     )  # fmt: skip
-    if isinstance(domain, LatentDomain):
-        raise InputError(f"{domain.source.called} holds latents: there is nothing to encode")
+    if domain.stored_in:
+        raise InputError(f"{domain.stored_in} holds latents: there is nothing to encode")
     if domain.vae == PIXELS:
         raise InputError(f"--vae {PIXELS}: there is nothing to encode without a VAE")
+    for flag in ENCODERS[type(domain)].unread:
+        if getattr(config, flag) is not None:
+            raise InputError(
+                f"--{flag.replace('_', '-')} {getattr(config, flag)}: {domain.name} is encoded "
+                "whole, whatever training takes of it: leave it out"
+            )
     return domain
 
 
-def loader(config: EncodeConfig, images: domains.DataSet, shards: Sequence[Shard]) -> DataLoader:
-    """The images of one shard after the other, in batches that end with their shard."""
+def loader(config: EncodeConfig, encoder: Encoder, shards: Sequence[Shard]) -> DataLoader:
+    """The samples of one shard after the other, in batches that end with their shard."""
+    size = encoder.batch_size
     draws = [
-        domains.Draws.plain(range(first, min(first + config.batch_size, shard.stop)))
+        domains.Draws.plain(range(first, min(first + size, shard.stop)))
         for shard in shards
-        for first in range(shard.start, shard.stop, config.batch_size)
+        for first in range(shard.start, shard.stop, size)
     ]
     return DataLoader(
-        images, batch_sampler=draws, collate_fn=domains.as_read, num_workers=config.num_workers
-    )
+        encoder.samples, batch_sampler=draws, collate_fn=domains.as_read,
+        num_workers=config.num_workers,
+    )  # fmt: skip
 
 
-class Moments(NamedTuple):
-    """What a shard holds."""
-
-    moments: Tensor  # float16 (n, 2, 2C, h, w)
-    labels: Tensor  # int64 (n,)
-    replaced: int  # unreadable images
-
-
-def encoded(
-    encoding: Encoding, shard: Shard, batches: Iterable[domains.Batch], codec: Codec, bar: tqdm
-) -> Moments:
-    moments = torch.empty(shard.stop - shard.start, *encoding.moments_shape, dtype=torch.float16)
-    labels, replaced = torch.empty(len(moments), dtype=torch.int64), 0
-    done = 0
+def sound(batches: Iterable[domains.Batch], bar: tqdm) -> Iterator[domains.Batch]:
+    """The batches, counted, and what is wrong in them said or raised."""
     for batch in batches:
         batch = batch.checked()
         for problem in batch.problems:
             bar.write(f"warning: {problem}", file=sys.stderr)
-        replaced += len(batch.problems)
-        stop = done + len(batch.raw)
-        part = both_flips(codec, batch.raw).cpu()
-        if not part.isfinite().all():
-            raise LocalError(
-                f"images {shard.start + done} to {shard.start + stop - 1}: this VAE gives latents "
-                "that are not finite in float16"
-            )
-        moments[done:stop], labels[done:stop] = part, batch.y.cpu()
-        bar.update(stop - done)
-        done = stop
-    return Moments(moments, labels, replaced)
+        bar.update(len(batch.raw))
+        yield batch
 
 
-def both_flips(codec: Codec, raw: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float16 (B, 2, 2C, h, w): of the images and of their mirror images."""
-    return torch.stack([codec.encode(raw), codec.encode(raw.flip(-1))], dim=1).half()
-
-
-def write(folder: Path, encoding: Encoding, shard: Shard, moments: Moments) -> None:
+def write(folder: Path, encoding: Encoding, shard: Shard, content: Content) -> None:
     try:
-        store.write_shard(folder, encoding, shard, *moments)
+        store.write_shard(folder, encoding, shard, content)
     except OSError as error:
         raise LocalError(cannot_be_written(folder / shard.file, error)) from error
 
 
 def finish(folder: Path, encoding: Encoding) -> None:
     try:
-        store.write_manifest(folder, encoding)
+        said = store.write_manifest(folder, encoding)
     except OSError as error:
         raise InputError(cannot_be_written(folder / store.MANIFEST, error)) from error
-    size = sum((folder / shard.file).stat().st_size for shard in encoding.shards)
+    size = sum(shard["bytes"] for shard in said["shards"])
     print(
-        f"{folder}: {encoding.count:,} images in {len(encoding.shards)} shards, "
-        f"{size / 2**30:.1f} GiB: train.py --data-path {folder}"
+        f"{folder}: {encoding.count:,} {encoding.unit}s in {len(encoding.shards)} shards, "
+        f"{size / 2**30:.1f} GiB: train.py --dataset_name {encoding.dataset_name} "
+        f"--data-path {folder}"
     )
+    for line in encoding.remarks(said):
+        print(line)
 
 
 def cannot_be_written(path: Path, error: OSError) -> str:
@@ -220,7 +233,7 @@ def verify(folder: Path) -> None:
     Raises:
         InputError: naming the shards that have changed.
     """
-    manifest = Manifest(folder)
+    manifest = Manifest(folder, *(encoder.kind for encoder in ENCODERS.values()))
     shards = tqdm(manifest.encoding.shards, unit="shard")
     changed = [str(folder / shard.file) for shard in shards if not manifest.is_intact(shard)]
     if changed:
@@ -228,7 +241,7 @@ def verify(folder: Path) -> None:
             f"{', '.join(changed)} changed since being encoded: delete what is named, and run "
             "encode.py again with the same flags"
         )
-    print(f"{folder}: {manifest.encoding.count:,} images, all checksums agree")
+    print(f"{folder}: {manifest.encoding.count:,} {manifest.encoding.unit}s, all checksums agree")
 
 
 if __name__ == "__main__":

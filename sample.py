@@ -13,31 +13,61 @@ from torch import Tensor, nn
 
 import domains
 import models
+from domains import Condition
 from domains.codecs import difference
 from runtime import checkpoint, distributed
 from runtime.checkpoint import Checkpoint
-from runtime.config import GridODE, GridSDE, ODEFlags, SampleFlags, parse_sampling
+from runtime.config import (
+    DDPMFlags,
+    GridDDPM,
+    GridFlags,
+    GridODE,
+    GridSDE,
+    ODEFlags,
+    SampleFlags,
+    parse_sampling,
+)
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
 from runtime.precision import Arithmetic, cast_products, compiles, default_precision
 from runtime.random import SampleStreams
 from transport import PROTOCOLS, Guidance, Sampler, Transport, create_transport
 
+MODES = {"ODE": GridODE, "SDE": GridSDE, "DDPM": GridDDPM}
+
 
 def main() -> None:
-    flags = parse_sampling(GridODE, GridSDE, PROTOCOLS)
+    flags = parse_sampling(MODES, PROTOCOLS)
     ranks = distributed.start(flags.device)
     if ranks.size > 1:
         raise InputError("sample.py draws one picture in one process: use sample_ddp.py for more")
     opened = open_checkpoint(flags, ranks.device)
-    labels = flags.class_labels or spread(16, opened.domain.choices)
-    check_labels(labels, opened.domain.choices)
-    streams = SampleStreams(range(len(labels)), flags.seed, ranks.device)
+    cond, titles = asked_for(flags, opened.domain)
+    cond = {name: value.to(ranks.device) for name, value in cond.items()}
+    count = len(cond["y"])
+    streams = SampleStreams(range(count), flags.seed, ranks.device)
     z, _ = streams.start(opened.domain.shape, opened.domain.choices)
-    y = opened.domain.condition(torch.tensor(labels, device=ranks.device))
-    raw = opened.draw(flags, streams, z, y)
-    opened.domain.save_grid(raw, Path(flags.out))
-    print(f"{len(labels)} samples, {opened.network.calls} network calls: {flags.out}")
+    raw = opened.draw(flags, streams, z, cond)
+    opened.domain.save_grid(raw, Path(flags.out), cond=cond, titles=titles)
+    print(f"{count} samples, {opened.network.calls} network calls: {flags.out}")
+
+
+def asked_for(flags: GridFlags, domain: domains.Domain) -> tuple[Condition, list[str]]:
+    """The condition of the samples that --prompts or --class-labels ask for, and their titles.
+
+    Raises:
+        InputError: the model knows no such thing.
+    """
+    if flags.num_frames and not flags.prompts:
+        raise InputError("--num-frames is of the samples of --prompts: give both")
+    if flags.prompts and flags.class_labels:
+        raise InputError("--prompts and --class-labels do not go together")
+    if flags.prompts:
+        return domain.prompted(flags.prompts, flags.num_frames), list(flags.prompts)
+    labels = flags.class_labels or spread(16, domain.choices)
+    check_labels(labels, domain.choices)
+    chosen = torch.tensor(labels)
+    return domain.condition(chosen), domain.titles(chosen)
 
 
 class Network(nn.Module):
@@ -69,7 +99,7 @@ class Opened(NamedTuple):
     def guidance(self, flags: SampleFlags) -> Guidance:
         chosen = {None: self.domain.guided_channels, "all": None, "3": 3}[flags.cfg_channels]
         interval = (flags.guidance_low, flags.guidance_high)
-        scale = flags.cfg_scale if self.domain.num_classes else 1.0
+        scale = flags.cfg_scale if self.network.model.is_conditional else 1.0
         with asked_of_user():
             return Guidance(scale, self.network.model.null, chosen, interval)
 
@@ -77,50 +107,53 @@ class Opened(NamedTuple):
         self, flags: SampleFlags, randn=torch.randn_like, *,
         per_sample_error: bool = True, reverse: bool = False,
     ) -> Callable[..., Tensor]:  # fmt: skip
-        """fn(z, network, y=y) -> (1, B, ...): the flags' solver.
+        """fn(z, network, **cond) -> (1, B, ...): the flags' solver.
 
         Raises:
             InputError: flags that no solver takes.
         """
         sampler, guidance = Sampler(self.transport), self.guidance(flags)
-        method, steps = flags.sampling_method, flags.num_sampling_steps
+        common = dict(num_steps=flags.num_sampling_steps, guidance=guidance)
         with asked_of_user():
             if isinstance(flags, ODEFlags):
                 return sampler.sample_ode(
-                    sampling_method=method, num_steps=steps, atol=flags.atol, rtol=flags.rtol,
-                    guidance=guidance, per_sample_error=per_sample_error, reverse=reverse,
+                    sampling_method=flags.sampling_method, atol=flags.atol, rtol=flags.rtol,
+                    per_sample_error=per_sample_error, reverse=reverse, **common,
                 )  # fmt: skip
+            if isinstance(flags, DDPMFlags):
+                return sampler.sample_ddpm(randn=randn, **common)
             return sampler.sample_sde(
-                sampling_method=method, num_steps=steps, diffusion_form=flags.diffusion_form,
+                sampling_method=flags.sampling_method, diffusion_form=flags.diffusion_form,
                 diffusion_norm=flags.diffusion_norm, last_step=flags.last_step,
-                last_step_size=flags.last_step_size, guidance=guidance, randn=randn,
+                last_step_size=flags.last_step_size, randn=randn, **common,
             )  # fmt: skip
 
     @torch.no_grad()
     def draw(
-        self, flags: SampleFlags, streams: SampleStreams, z: Tensor, y: Tensor, *,
+        self, flags: SampleFlags, streams: SampleStreams, z: Tensor, cond: Condition, *,
         per_sample_error: bool = True,
     ) -> Tensor:  # fmt: skip
-        """uint8 (B, C, H, W): samples from noise z (B, *shape) and conditions y (B,).
+        """Decoded samples, pictures as uint8 (B, C, H, W), from noise z (B, *shape).
 
         Raises:
             FloatingPointError: a sample is not finite.
         """
-        sample = self.sampler(
-            flags,
-            lambda x: streams.noise(tuple(x.shape[1:])).to(x),
-            per_sample_error=per_sample_error,
-        )
-        x = sample(z.double() if flags.float64 else z, self.network, y=y)[-1]
+        sample = self.sampler(flags, streams.like, per_sample_error=per_sample_error)
+        x = sample(z.double() if flags.float64 else z, self.network, **cond)[-1]
         if not x.isfinite().all():
             raise FloatingPointError(f"samples of {self.checkpoint.path} are not finite")
         with self.network.arithmetic.autocast():
             return self.domain.codec.decode(x)
 
 
-def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
+def open_checkpoint(
+    flags: SampleFlags, device: torch.device, *, of_pictures: bool = False
+) -> Opened:
     """Read --ckpt and build its network, transport and domain; flags that name another
     architecture than the file's are refused.
+
+    Args:
+        of_pictures: refuse models of sound and motion.
 
     Raises:
         InputError: no or a bad checkpoint, or flags that disagree with it.
@@ -133,7 +166,9 @@ def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
         raise InputError(f"{found.path} holds no raw weights: leave out --weights model")
     sample_eps = found.args.get("sample_eps") if flags.sample_eps is None else flags.sample_eps
     with asked_of_user(about=str(found.path)):
-        model = models.load(weights, found.architecture, reversed_time=found.reversed_time)
+        model = models.load(
+            weights, found.architecture, args=found.args, reversed_time=found.reversed_time
+        )
     with asked_of_user():
         domain = domain_of(flags, found, model)
         transport = create_transport(
@@ -144,12 +179,15 @@ def open_checkpoint(flags: SampleFlags, device: torch.device) -> Opened:
     if flags.model:
         with asked_of_user():
             asked = models.architecture(flags.model)
-        stored = {name: model.config[name] for name in asked}
-        stored["patch_size"] = model.patch[-1]
+        stored = {name: model.config.get(name) for name in asked}
+        if "patch_size" in asked:
+            stored["patch_size"] = model.patch[-1]
         if asked != stored:
-            raise InputError(f"--model {flags.model}, but {found.path} is a SiT of {stored}")
+            raise InputError(f"--model {flags.model}, but {found.path} has {stored}")
     with asked_of_user(about="--skip-blocks"):
         model.skip_blocks(flags.skip_blocks)
+    if of_pictures and not domain.has_pictures:
+        raise InputError(f"{found.path} is a model of {domain.name}: this command is for pictures")
     domain.codec.to(device)
     check_codec(flags, found, domain)
     precision = precision_of(flags, device)
@@ -169,14 +207,11 @@ def check_codec(flags: SampleFlags, found: Checkpoint, domain: domains.Domain) -
     Another --vae may be asked for, since decoders are trained anew for the latents of one encoder
     (Stable Diffusion's ema and mse); the scale has to be the same.
     """
-    ours = domain.codec.identity
+    ours = domain.identity
     key = difference(found.codec, ours)
     if key is None or (key == "sha256" and flags.vae):
         return
-    raise InputError(
-        f"{found.path} was trained on latents with {key} {found.codec[key]}, but those of --vae "
-        f"{domain.vae} have {ours[key]}: give --vae the one it was trained with"
-    )
+    raise InputError(f"{found.path}: {domain.unlike(key, found.codec[key], ours[key])}")
 
 
 def precision_of(flags: SampleFlags, device: torch.device) -> str:
@@ -185,7 +220,7 @@ def precision_of(flags: SampleFlags, device: torch.device) -> str:
     return default_precision(device) if flags.tf32 else "fp32"
 
 
-def domain_of(flags: SampleFlags, found: Checkpoint, model: models.SiT) -> domains.Domain:
+def domain_of(flags: SampleFlags, found: Checkpoint, model: models.Denoiser) -> domains.Domain:
     """The domain that the checkpoint was trained on, as far as it says; public files say nothing of
     their data, and are taken as ImageNet in Stable Diffusion latents."""
     args, (channels, *axes) = found.args, (model.in_channels, *model.config["input_size"])
@@ -197,6 +232,7 @@ def domain_of(flags: SampleFlags, found: Checkpoint, model: models.SiT) -> domai
         image_size=size or (None if name else axes[-1] * 8),
         num_classes=model.num_classes,
         vae=flags.vae or args.get("vae"),
+        text_encoder=flags.text_encoder or args.get("text_encoder"),
         cache_dir=flags.cache_dir,
     )
     if tuple(domain.shape) != (channels, *axes):
@@ -204,9 +240,14 @@ def domain_of(flags: SampleFlags, found: Checkpoint, model: models.SiT) -> domai
             f"{found.path} works on inputs of {(channels, *axes)}, but {domain.name} with --vae "
             f"{domain.vae} at {domain.raw_shape[-1]} pixels has {tuple(domain.shape)}"
         )
-    if flags.num_classes not in (None, model.num_classes):
+    if model.text_width != domain.text_width:
         raise InputError(
-            f"--num-classes {flags.num_classes}, but {found.path} has {model.num_classes}"
+            f"{found.path} takes texts of {model.text_width} numbers, and those of --text-encoder "
+            f"{domain.text_encoder} have {domain.text_width}: give the one it was trained with"
+        )
+    if flags.num_classes not in (None, domain.num_classes):
+        raise InputError(
+            f"--num-classes {flags.num_classes}, but {found.path} has {domain.num_classes}"
         )
     return domain
 

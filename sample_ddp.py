@@ -19,9 +19,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from domains import Draws, NoHeldOut
+from domains import Condition, Draws, NoHeldOut
 from runtime import distributed
-from runtime.config import NpzFlags, NpzODE, NpzSDE, ODEFlags, SDEFlags, parse_sampling
+from runtime.config import (
+    DDPMFlags,
+    NpzDDPM,
+    NpzFlags,
+    NpzODE,
+    NpzSDE,
+    ODEFlags,
+    SDEFlags,
+    parse_sampling,
+)
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
@@ -32,9 +41,11 @@ from runtime.random import LegacyStreams, SampleStreams
 from sample import Opened, open_checkpoint, precision_of
 from transport import PROTOCOLS, Likelihood, Sampler
 
+MODES = {"ODE": NpzODE, "SDE": NpzSDE, "DDPM": NpzDDPM}
+
 
 def main() -> None:
-    flags = parse_sampling(NpzODE, NpzSDE, PROTOCOLS)
+    flags = parse_sampling(MODES, PROTOCOLS)
     ranks = distributed.start(flags.device)
     opened = open_checkpoint(flags, ranks.device)
     task = task_of(flags)(flags, opened, ranks)
@@ -82,7 +93,7 @@ class Samples:
         self.count = flags.num_fid_samples
         if flags.pngs and len(opened.domain.raw_shape) != 3:
             raise InputError(f"--pngs: samples of {opened.domain.name} are no pictures")
-        self.arrays = ["arr_0", "arr_1"] if opened.domain.num_classes else ["arr_0"]
+        self.arrays = ["arr_0", "arr_1"] if opened.domain.choices else ["arr_0"]
         self.check()
 
     def check(self) -> None:
@@ -123,9 +134,11 @@ class Samples:
     def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
         domain, legacy = self.opened.domain, self.flags.legacy_seeds
         z, drawn = streams.start(domain.shape, domain.choices)
-        y = domain.condition(drawn)
-        raw = self.opened.draw(self.flags, streams, z, y, per_sample_error=not legacy)
-        return {"arr_0": domain.arrays(raw), "arr_1": y.cpu().numpy()}
+        chosen = domain.chosen(indices, drawn)
+        raw = self.opened.draw(
+            self.flags, streams, z, domain.condition(chosen), per_sample_error=not legacy
+        )
+        return {"arr_0": domain.arrays(raw), "arr_1": domain.labels(chosen)}
 
     def summary(self, blocks: Blocks) -> dict[str, Any]:
         return {}
@@ -174,13 +187,14 @@ class FromData(Samples):
     def protocol(self) -> dict[str, Any]:
         return {"seed_scheme": "(seed, image index)"}
 
-    def data(self, indices: range, streams: SampleStreams) -> tuple[Tensor, Tensor]:
-        """Model input x and classes y of the images; padding repeats the last image."""
+    def data(self, indices: range, streams: SampleStreams) -> tuple[Tensor, Condition]:
+        """Model input x and the conditions of the images; padding repeats the last image."""
         domain, device = self.opened.domain, self.ranks.device
         numbers = [min(index, self.count - 1) for index in indices]
         batch = self.images.__getitems__(Draws.plain(numbers)).checked()
         stored = domain.codec.encode(batch.raw.to(device))
-        return domain.codec.to_input(stored, streams.noise(domain.shape)), batch.y.to(device)
+        cond = {name: value.to(device) for name, value in batch.cond.items()}
+        return domain.codec.to_input(stored, streams.noise(domain.shape)), cond
 
 
 class Reverse(FromData):
@@ -189,9 +203,9 @@ class Reverse(FromData):
     arrays_of_task = ["arr_0"]
 
     def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
-        x, y = self.data(indices, streams)
+        x, cond = self.data(indices, streams)
         encode = self.opened.sampler(self.flags, reverse=True)
-        return {"arr_0": encode(x, self.opened.network, y=y)[-1].float().cpu().numpy()}
+        return {"arr_0": encode(x, self.opened.network, **cond)[-1].float().cpu().numpy()}
 
 
 class LikelihoodOfData(FromData):
@@ -211,9 +225,9 @@ class LikelihoodOfData(FromData):
             )  # fmt: skip
 
     def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
-        x, y = self.data(indices, streams)
+        x, cond = self.data(indices, streams)
         evaluate = self.evaluator(lambda x: streams.noise(tuple(x.shape[1:])))
-        found = evaluate(x, self.opened.network, y=y)
+        found = evaluate(x, self.opened.network, **cond)
         return {name: getattr(found, name).cpu().numpy() for name in self.arrays}
 
     def summary(self, blocks: Blocks) -> dict[str, Any]:
@@ -235,7 +249,7 @@ def task_of(flags: NpzFlags) -> type[Samples]:
 def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any]:
     """All that decides the samples, as plain data."""
     found = opened.checkpoint
-    own = ODEFlags if isinstance(flags, ODEFlags) else SDEFlags
+    own = next(kind for kind in (ODEFlags, SDEFlags, DDPMFlags) if isinstance(flags, kind))
     sampler = {field.name: getattr(flags, field.name) for field in dataclasses.fields(own)}
     return {
         "task": type(task).__name__,
@@ -256,6 +270,7 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
         "image_size": opened.domain.raw_shape[-1],
         "num_classes": opened.domain.num_classes,
         "codec": opened.domain.codec.identity,
+        **opened.domain.conditions,
         "seed": flags.global_seed,
         "batch": flags.per_proc_batch_size,
         "precision": precision_of(flags, task.ranks.device),
@@ -269,6 +284,8 @@ def public_name(flags: NpzFlags, opened: Opened) -> str:
     found = opened.checkpoint
     model = str(found.args.get("model") or "SiT").replace("/", "-")
     stem = f"{model}-{found.path.stem}-cfg-{flags.cfg_scale}-{flags.per_proc_batch_size}"
+    if isinstance(flags, DDPMFlags):
+        return f"{stem}-DDPM-{flags.num_sampling_steps or opened.transport.path.steps}"
     solver = f"{flags.num_sampling_steps}-{flags.sampling_method}"
     if isinstance(flags, ODEFlags):
         return f"{stem}-ODE-{solver}"

@@ -1,4 +1,4 @@
-"""Train a SiT with LayerSync, or without.
+"""Train a SiT or an MDM with LayerSync, or without.
 
 python train.py --preset digits
 torchrun --nproc_per_node=8 train.py --preset t1-xl
@@ -19,7 +19,7 @@ from domains.codecs import difference
 from domains.order import GlobalBatches, positions
 from layersync import alarms
 from methods import METHODS, Method, check_flags
-from models import SiT, adapt, architecture, check_state, train_flops
+from models import Denoiser, Task, adapt, check_state, create, train_flops
 from runtime import checkpoint, distributed, parallel
 from runtime.checkpoint import Checkpoint
 from runtime.config import TrainConfig, parse
@@ -33,7 +33,7 @@ from runtime.plan import Needs, costs, measured_rate
 from runtime.precision import Arithmetic, compiles, default_precision
 from runtime.prefetch import Prefetch
 from runtime.presets import PRESETS
-from runtime.random import SampleStreams
+from runtime.random import SampleStreams, seed_of
 from runtime.resume import opened_folder, starting_point
 from runtime.saver import Saver
 from runtime.state import TrainState
@@ -137,7 +137,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, domain: domains.Domain, transport: Transport, model: SiT,
+        self, config: TrainConfig, domain: domains.Domain, transport: Transport, model: Denoiser,
         method: Method, ranks: Ranks,
     ) -> None:  # fmt: skip
         self.config, self.domain, self.ranks = config, domain, ranks
@@ -186,7 +186,8 @@ class Trainer:
                 config.global_batch_size, rank=ranks.rank, ranks=ranks.size,
                 micro=micro, micro_batches=config.grad_accum,
             ))  # fmt: skip
-            losses = self.backward(batch, draws, weights, last=micro == config.grad_accum - 1)
+            last = micro == config.grad_accum - 1
+            losses = self.backward(batch, draws, weights, micro=micro, last=last)
             self.latest = batch
             parts.append(torch.stack(losses).detach())
         loss, velocity, reg = torch.stack(parts).mean(0)
@@ -204,10 +205,14 @@ class Trainer:
         )  # fmt: skip
 
     def backward(
-        self, batch: domains.Batch, draws: StepDraws, weights: dict[str, Tensor], *, last: bool
-    ) -> Losses:
+        self, batch: domains.Batch, draws: StepDraws, weights: dict[str, Tensor], *,
+        micro: int, last: bool,
+    ) -> Losses:  # fmt: skip
         """The gradients of a micro-batch's mean loss, added to those there are."""
         inputs = self.inputs(batch, draws)
+        if self.model.draws:  # dropout, as a function of the step and of where it is computed
+            where = (self.state.step, self.ranks.rank, micro)
+            torch.manual_seed(seed_of(self.config.global_seed, "dropout", *where))
         sync = parallel.gradient_sync(self.training_step, last=last)
         with sync, self.arithmetic.kernels():
             with self.arithmetic.autocast():
@@ -222,10 +227,17 @@ class Trainer:
             "x": self.codec.to_input(self.codec.encode(batch.raw), draws.posterior),
             "noise": draws.noise,
             "t": self.transport.times(draws.time),
-            "cond": self.model.drop({"y": batch.y}, draws.dropped),
+            "cond": self.model.drop(batch.cond, draws.dropped),
+            "mask": batch.mask,
+            "token_mask": self.token_mask(batch),
             "ema": self.teacher,
             "uniform": draws.teacher,
         }
+
+    def token_mask(self, batch: domains.Batch) -> Tensor | None:
+        """(B, N), true where the regulariser counts: a token is a frame, where lengths differ."""
+        valid = batch.mask is not None and self.config.sync_tokens == "valid"
+        return batch.mask.flatten(1) if valid else None
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """The factors of both terms, as tensors: a number would be part of a compiled graph."""
@@ -238,11 +250,11 @@ class Trainer:
         config, device = self.config, self.ranks.device
         size = config.global_batch_size // (self.ranks.size * config.grad_accum)
         x, zeros = (torch.zeros(size, *axes, device=device) for axes in (self.domain.shape, ()))
-        y = self.domain.condition(zeros.long())
+        cond = self.domain.condition(zeros.long())
         targets = self.targets.example(size, device) if self.targets else ()
         with self.arithmetic():
             return module(
-                x, x, zeros, {"y": y}, **self.weights(0), ema=self.teacher,
+                x, x, zeros, cond, **self.weights(0), ema=self.teacher,
                 uniform=zeros, targets=targets,
             ).total  # fmt: skip
 
@@ -265,7 +277,7 @@ class Trainer:
         norms = {}
         for term in weights:
             alone = {name: weights[name] if name == term else zero for name in weights}
-            self.backward(batch, draws, alone, last=True)
+            self.backward(batch, draws, alone, micro=0, last=True)
             norms[term] = self.state.grad_norm(self.model.parameters())  # not the projectors'
             self.state.opt.zero_grad(set_to_none=True)
         ratio = norms["weight"] / norms["velocity_weight"]
@@ -301,12 +313,9 @@ class Trainer:
             if weights:
                 check_state(module, weights)
         check_state(state.regulariser, origin.regulariser)
-        ours = self.codec.identity
+        ours = self.domain.identity
         if key := difference(origin.codec, ours):
-            raise ValueError(
-                f"its latents had {key} {origin.codec[key]}, but those of --vae {self.domain.vae} "
-                f"have {ours[key]}"
-            )
+            raise ValueError(self.domain.unlike(key, origin.codec[key], ours[key]))
         if origin.targets != self.made_by:
             was, now = (", ".join(one.values()) for one in (origin.targets, self.made_by))
             raise ValueError(f"it was aligned to features of {was}, but those here are of {now}")
@@ -317,15 +326,16 @@ class Trainer:
         return self.state.content() | {
             "args": dataclasses.asdict(self.config),
             "architecture": self.model.config,
-            "codec": self.codec.identity,
+            "codec": self.domain.identity,
             "targets": self.made_by,
         }
 
     def can_decode(self, log: Log) -> bool:
-        """Whether pictures can be made; found out before the run, not at its first preview."""
+        """Whether samples can be shown; found out before the run, not at its first preview."""
         x = torch.zeros(1, *self.domain.shape, device=self.ranks.device)
         try:
             self.codec.decode(x)
+            self.domain.condition(self.previewed())
         except InputError as error:
             log.say(f"no previews: {error}")
             return False
@@ -335,11 +345,16 @@ class Trainer:
         """A sheet of EMA samples, the same seeds and classes every time."""
         if not (self.ranks.is_main or self.config.shard):  # a sharded network needs all ranks
             return
-        count, choices = 16, max(self.domain.choices, 1)
-        y = torch.arange(count, device=self.ranks.device) * choices // count
-        x, _ = self.sample(range(count), y=y, cfg_scale=self.config.cfg_scale)
+        chosen = self.previewed()
+        x, _ = self.sample(range(len(chosen)), chosen=chosen, cfg_scale=self.config.cfg_scale)
         if self.ranks.is_main:
-            self.domain.save_grid(self.codec.decode(x), path)
+            cond, titles = self.domain.condition(chosen), self.domain.titles(chosen)
+            self.domain.save_grid(self.codec.decode(x), path, cond=cond, titles=titles)
+
+    def previewed(self, count: int = 16) -> Tensor:
+        """Choices spread over all that there are (count,)."""
+        choices = max(self.domain.choices, 1)
+        return torch.arange(count, device=self.ranks.device) * choices // count
 
     def draw(self, numbers: range) -> tuple[Tensor, Tensor]:
         """Unguided EMA samples by their numbers: uint8 (B, C, H, W), and their classes (B,)."""
@@ -348,21 +363,21 @@ class Trainer:
 
     @torch.no_grad()
     def sample(
-        self, numbers: range, *, y: Tensor | None = None, cfg_scale: float = 1.0
+        self, numbers: range, *, chosen: Tensor | None = None, cfg_scale: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """What the EMA model draws (B, C, *axes), and conditions by their numbers (B,), random ones
+        """What the EMA model draws (B, C, *axes), and choices of the domain (B,), random ones
         unless given."""
         domain = self.domain
         streams = SampleStreams(numbers, self.config.global_seed, self.ranks.device)
         z, drawn = streams.start(domain.shape, domain.choices)
-        y = drawn if y is None else y
-        sample = Sampler(self.transport).sample_ode(
-            sampling_method="heun2", num_steps=25,
+        chosen = drawn if chosen is None else chosen
+        sample = Sampler(self.transport).sample_few(
             guidance=Guidance(cfg_scale, self.model.null, domain.guided_channels),
-        )  # fmt: skip
+            randn=streams.like,
+        )
         with self.arithmetic():
-            x = sample(z, self.state.ema.model, y=domain.condition(y))[-1]
-        return x, y
+            x = sample(z, self.state.ema.model, **domain.condition(chosen))[-1]
+        return x, chosen
 
     def summary(self) -> str:
         config = self.config
@@ -374,7 +389,7 @@ class Trainer:
 
 def build(
     config: TrainConfig, device: torch.device
-) -> tuple[TrainConfig, domains.Domain, Transport, SiT, Method]:
+) -> tuple[TrainConfig, domains.Domain, Transport, Denoiser, Method]:
     """The parts that the flags describe, and the flags with every `None` decided.
 
     Raises:
@@ -382,17 +397,15 @@ def build(
     """
     domain = domains.build(
         config.dataset_name, data_path=config.data_path, image_size=config.image_size,
-        num_classes=config.num_classes, vae=config.vae, cache_dir=config.cache_dir,
-        skip_corrupt=config.skip_corrupt,
+        num_classes=config.num_classes, vae=config.vae, text_encoder=config.text_encoder,
+        cache_dir=config.cache_dir, skip_corrupt=config.skip_corrupt,
     )  # fmt: skip
-    network = architecture(
-        config.model, depth=config.depth, hidden_size=config.hidden_size, num_heads=config.num_heads
-    )
     config = dataclasses.replace(
         config,
         image_size=domain.raw_shape[-1],
         num_classes=domain.num_classes,
         vae=domain.vae,
+        text_encoder=domain.text_encoder,
         precision=config.precision or default_precision(device),
         compile=compiles(config.compile, device),
     )
@@ -400,14 +413,16 @@ def build(
         config.path_type, config.prediction, config.loss_weight, config.train_eps, config.sample_eps
     )
     torch.manual_seed(config.global_seed)
-    model = SiT(
-        input_size=domain.shape[1:], in_channels=domain.shape[0], num_classes=domain.num_classes,
-        learn_sigma=config.learn_sigma,
-        multi_label=domain.multi_label,
-        class_dropout_prob=0.0,  # this loop drops labels itself, as a function of (seed, step)
-        **network,
+    task = Task(
+        domain.shape, domain.num_classes, domain.multi_label, domain.text_width,
+        transport.path.steps, config.learn_sigma, config.mask_frames,
+    )  # fmt: skip
+    model = create(
+        config.model, task, depth=config.depth, hidden_size=config.hidden_size,
+        num_heads=config.num_heads, dropout=config.dropout,
     )  # fmt: skip
     model.activation_checkpointing = config.activation_checkpointing
+    model.keeps_condition_token = config.sync_tokens == "all"
     check_flags(config)
     config, method = METHODS[config.loss_type](config, model, domain)
     return config, domain, transport, model, method
@@ -466,11 +481,11 @@ def score_of(
     return TrainingScore(config, domain, ranks, folder)
 
 
-def needs_of(model: SiT) -> Needs:
+def needs_of(model: Denoiser) -> Needs:
     return Needs(sum(p.numel() for p in model.parameters()), train_flops(model))
 
 
-def print_dry_run(config: TrainConfig, model: SiT) -> None:
+def print_dry_run(config: TrainConfig, model: Denoiser) -> None:
     """The resolved flags, and what the model needs."""
     flags = [f"  {name:24} {value}" for name, value in dataclasses.asdict(config).items()]
     print("\n".join(flags + needs_of(model).lines()))

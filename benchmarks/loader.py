@@ -15,9 +15,10 @@ import torch
 import domains
 from benchmarks.ours import LEAST, NEVER, StepFlags, config_of, one_process, trainer_of
 from benchmarks.report import CLOCKS, Contestant, beside, interleave, parse, publish
+from domains.image_store import ImageEncoding, content_of
 from domains.latents import SD_SCALE
 from domains.order import GlobalBatches
-from domains.store import Encoding, write_manifest, write_shard
+from domains.store import write_manifest, write_shard
 from runtime.distributed import Ranks
 from runtime.entry import run
 from runtime.errors import InputError
@@ -61,7 +62,7 @@ def store(flags: Flags) -> Iterator[str]:
     """The folder of a store of random moments, for as long as the block lasts."""
     with tempfile.TemporaryDirectory(dir=flags.folder) as made:
         vae = {"name": "random", "scale": SD_SCALE, "shift": 0.0, "sha256": "0" * 64}
-        encoding = Encoding(
+        encoding = ImageEncoding(
             codec=vae, dataset_name="random", count=flags.images, num_classes=1000,
             image_size=256, latent_shape=SHAPE, shard_size=flags.shard_size,
             data_set="random",
@@ -71,7 +72,7 @@ def store(flags: Flags) -> Iterator[str]:
         for shard in encoding.shards:
             size = shard.stop - shard.start
             labels = torch.arange(size) % 1000
-            write_shard(folder, encoding, shard, moments[:size], labels, replaced=0)
+            write_shard(folder, encoding, shard, content_of(moments[:size], labels))
         write_manifest(folder, encoding)
         yield made
 

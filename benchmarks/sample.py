@@ -113,7 +113,7 @@ def main() -> None:
     for group in GROUPS:
         calls = {PUBLIC: partial(theirs.pictures, group, z, y)}
         for name, make in group.ours.items():
-            calls[name] = partial(fast.draw, make(flags), streams, z, y)
+            calls[name] = partial(fast.draw, make(flags), streams, z, {"y": y})
         contestants = [Contestant(name, lambda c=c: c, flags.batch) for name, c in calls.items()]
         measured = interleave(contestants, device, flags)
         rows = [

@@ -7,20 +7,33 @@ from typing import Any
 
 from runtime.errors import InputError
 
-from . import foreign, latents, oobleck, sources, store, tiny_imagenet
-from .audio import AudioDomain
+from . import (
+    foreign,
+    humanml3d,
+    image_store,
+    jamendo,
+    latents,
+    oobleck,
+    sources,
+    texts,
+    tiny_imagenet,
+    track_store,
+)
+from .audio import SAMPLES
 from .codecs import PIXELS
-from .domain import Batch, DataSet, Domain, as_read
+from .domain import Batch, Condition, DataSet, Domain, as_read
 from .images import ImageDomain
 from .latents import LatentDomain, LatentSource
+from .motion import MotionDomain
 from .order import Draws
 from .sources import NoHeldOut
 
 __all__ = [
-    "DATASETS", "Batch", "DataSet", "Domain", "Draws", "NoHeldOut", "Row", "as_read", "build",
+    "DATASETS", "Batch", "Condition", "DataSet", "Domain", "Draws", "NoHeldOut", "Row", "as_read",
+    "build",
 ]  # fmt: skip
 
-Opener = Callable[[str | None, int | None], LatentSource]  # of --data-path and --image-size
+Create = Callable[..., Domain]  # of a name and flags
 
 
 @dataclass(frozen=True)
@@ -31,8 +44,27 @@ class Row:
     defaults: dict[str, Any] = field(default_factory=dict)  # None: known once the data are open
     fixed: dict[str, Any] = field(default_factory=dict)  # what no flag can change
     takes_data_path: bool = True
-    latents: Opener | None = None  # of data sets that are latents, whatever --data-path is
-    create: Callable[..., Domain] = ImageDomain.create
+    own_folder: bool = False  # --data-path is what `create` knows, and none of STORES
+    create: Create = ImageDomain.create
+
+
+def latents_of(opener: Callable[[str | None, int | None], LatentSource]) -> Create:
+    """How a domain is made of latents of images: what is not asked for, they decide.
+
+    Args:
+        opener: of --data-path and --image-size.
+    """
+
+    def create(
+        name: str, *, data_path: str | None, cache_dir: str | None, image_size: int | None = None,
+        num_classes: int | None = None, vae: str | None = None, **_,
+    ) -> LatentDomain:  # fmt: skip
+        return LatentDomain.create(
+            name, opener(data_path, image_size), image_size=image_size, num_classes=num_classes,
+            vae=vae, cache_dir=cache_dir,
+        )  # fmt: skip
+
+    return create
 
 
 def default_flags(
@@ -69,20 +101,34 @@ DATASETS = {
     # that was trained on them can be sampled: its checkpoint has size, classes and VAE.
     "latents": Row(defaults=default_flags(256, None, "ema", hflip=True), fixed=dict(channels=3)),
     # --data-path FOLDER of LightningDiT's safetensors; needed for sampling too
-    "lightningdit": Row(latents=foreign.LightningDiTShards),
+    "lightningdit": Row(create=latents_of(foreign.LightningDiTShards), own_folder=True),
     # MTG-Jamendo's mp3 files and tags: 10-second crops, 87 genres and 40 instruments
     "mtg-jamendo": Row(
-        defaults=default_flags(441_000, None, oobleck.STABLE_AUDIO, hflip=False),
-        create=AudioDomain.create,
+        defaults=default_flags(SAMPLES, None, oobleck.STABLE_AUDIO, hflip=False),
+        fixed=dict(rate=44_100),
+        create=jamendo.music,
+    ),
+    # Rendered instruments in the same layout (python -m experiments.instruments): 2-second crops
+    "instruments": Row(
+        defaults=default_flags(32_768, None, "vae/instruments", hflip=False),
+        fixed=dict(rate=16_000),
+        create=jamendo.music,
+    ),
+    # HumanML3D's motions and captions: --data-path the folder of new_joint_vecs and texts
+    "humanml3d": Row(
+        defaults=default_flags(humanml3d.CANVAS, None, PIXELS, hflip=False)
+        | dict(text_encoder=texts.CLIP),
+        create=MotionDomain.create,
     ),
     # random moments of Stable Diffusion's shape in memory: benchmarks, cluster tests
-    "synthetic": Row(latents=latents.Synthetic, takes_data_path=False),
+    "synthetic": Row(create=latents_of(latents.Synthetic), takes_data_path=False),
 }
 # Folders of latents that are recognized under any name of a data set that takes --data-path.
-STORES: tuple[tuple[Callable[[Path], bool], Opener], ...] = (
-    (store.is_store, store.MomentStore),
-    (foreign.is_repa, foreign.RepaFolder),
-    (foreign.is_lightningdit, foreign.unnamed_lightningdit),
+STORES: tuple[tuple[Callable[[Path], bool], Create], ...] = (
+    (track_store.is_store, track_store.music),
+    (image_store.is_store, latents_of(image_store.MomentStore)),
+    (foreign.is_repa, latents_of(foreign.RepaFolder)),
+    (foreign.is_lightningdit, latents_of(foreign.unnamed_lightningdit)),
 )
 # Any image data set of the hub, or a folder written by datasets.save_to_disk.
 HUB = Row(sources.HubSource, default_flags(256, None, "ema", hflip=True), dict(channels=3))
@@ -105,6 +151,7 @@ def build(
     image_size: int | None = None,
     num_classes: int | None = None,
     vae: str | None = None,
+    text_encoder: str | None = None,
     data_path: str | None = None,
     cache_dir: str | None = None,
     skip_corrupt: bool = False,
@@ -121,15 +168,20 @@ def build(
     row = find(dataset_name)
     if data_path and not row.takes_data_path:
         raise InputError(f"--dataset_name {dataset_name} needs no data: leave out --data-path")
+    if text_encoder and "text_encoder" not in row.defaults:
+        raise InputError(
+            f"--text-encoder {text_encoder}: {dataset_name} has no texts, leave it out"
+        )
     given = dict(image_size=image_size, num_classes=num_classes, vae=vae)
-    if opener := row.latents or stored_latents(data_path):
-        stored = opener(data_path, image_size)
-        return LatentDomain.create(dataset_name, stored, **given, cache_dir=cache_dir)
-    resolved = row.defaults | {flag: value for flag, value in given.items() if value is not None}
+    given = {flag: value for flag, value in given.items() if value is not None}
+    if create := None if row.own_folder else stored_latents(data_path):
+        return create(dataset_name, **given, data_path=data_path, cache_dir=cache_dir)
+    if text_encoder:
+        given["text_encoder"] = text_encoder
     return row.create(
         dataset_name,
         source=row.source,
-        **resolved,
+        **row.defaults | given,
         **row.fixed,
         data_path=data_path,
         cache_dir=cache_dir,
@@ -137,9 +189,9 @@ def build(
     )
 
 
-def stored_latents(data_path: str | None) -> Opener | None:
-    """How to open a folder of latents; None: it is none."""
+def stored_latents(data_path: str | None) -> Create | None:
+    """How a domain is made of a folder of latents; None: it is none."""
     if data_path is None:
         return None
     folder = Path(data_path)
-    return next((opener for recognizes, opener in STORES if recognizes(folder)), None)
+    return next((create for recognizes, create in STORES if recognizes(folder)), None)

@@ -240,11 +240,13 @@ def looked_up(load: Callable, name: str, cache_dir: str | None, **options):
     return load(hub_id(name), cache_dir=cache_dir, **options)
 
 
-def absent(name: str, cache_dir: str | None, error: Exception) -> InputError:
+def absent(
+    name: str, cache_dir: str | None, error: Exception, kind: str = "AutoencoderKL"
+) -> InputError:
     reason = " ".join(str(error).split())[:160]
     if is_path(name):
         return InputError(
-            f"--vae {name}: no AutoencoderKL (config.json and safetensors weights, as its "
+            f"--vae {name}: no {kind} (config.json and safetensors weights, as its "
             f"save_pretrained writes them) can be read from this folder ({reason})"
         )
     from huggingface_hub import constants
@@ -252,6 +254,6 @@ def absent(name: str, cache_dir: str | None, error: Exception) -> InputError:
     looked = " and ".join(filter(None, [cache_dir, constants.HF_HUB_CACHE]))
     return InputError(
         f"--vae {name}: {hub_id(name)} is not in {looked}, and not to be had from the hub here "
-        f"({reason}). Give --vae the folder of a saved AutoencoderKL, or set HF_HOME to the cache "
+        f"({reason}). Give --vae the folder of a saved {kind}, or set HF_HOME to the cache "
         "that has it"
     )

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,17 +16,20 @@ from .codecs import PIXELS, Codec
 from .order import Draws
 from .pictures import save_grid
 
+Condition = dict[str, Tensor]  # what a model takes besides x_t and t
+
 
 class Batch(NamedTuple):
     """What the loop sees; call `checked()` in the main process before using it."""
 
     raw: Tensor  # uint8 pixels (B, C, H, W), or float16 moments (B, 2C, h, w) of stored latents
-    y: Tensor  # int64 (B,), zeros where unconditional
+    y: Tensor  # int64 (B,), zeros where unconditional; multi-hot (B, K); embedded texts (B, W)
     index: Tensor  # int64 (B,), the sample's number in its data set
     problems: list[str]  # a sentence per corrupt image that another one replaced
     error: str | None = None
     flipped: Tensor | None = None  # bool (B,), which are mirror images; None: none
     stored: tuple[Tensor, ...] = ()  # features of these samples, (B, N, Z) or (B, Z) per store
+    mask: Tensor | None = None  # bool (B, 1, *axes), false at padding; None: there is none
 
     @classmethod
     def failed(cls, error: str, problems: Sequence[str] = ()) -> "Batch":
@@ -37,11 +40,18 @@ class Batch(NamedTuple):
     def to_device(self, device: torch.device) -> "Batch":
         """What the network sees goes to the device, from page-locked memory: nothing waits."""
         pinned = device.type == "cuda"
-        raw, y, *stored = (
-            (part.pin_memory() if pinned else part).to(device, non_blocking=True)
-            for part in (self.raw, self.y, *self.stored)
-        )
-        return self._replace(raw=raw, y=y, stored=tuple(stored))
+        raw, y, mask, *stored = (
+            part if part is None else (part.pin_memory() if pinned else part).to(
+                device, non_blocking=True
+            )
+            for part in (self.raw, self.y, self.mask, *self.stored)
+        )  # fmt: skip
+        return self._replace(raw=raw, y=y, mask=mask, stored=tuple(stored))
+
+    @property
+    def cond(self) -> Condition:
+        """What the model takes besides x_t and t, nothing dropped."""
+        return {"y": self.y} if self.mask is None else {"y": self.y, "mask": self.mask}
 
     def checked(self) -> "Batch":
         if self.error is not None:
@@ -73,7 +83,8 @@ class Domain(ABC):
     """
 
     name: str
-    raw_shape: tuple[int, ...]  # a picture, uint8 (C, H, W); sound, int16 (channels, samples)
+    # A picture, uint8 (C, H, W); sound, int16 (channels, samples); motion, float32 (263, frames).
+    raw_shape: tuple[int, ...]
     shape: tuple[int, ...]  # the model's input (C, *axes)
     vae: str
 
@@ -87,18 +98,75 @@ class Domain(ABC):
         """Classes the model is conditioned on; 0: unconditional. Opens the data if it must."""
 
     @property
+    def stored_in(self) -> str | None:
+        """What a person calls the folder whose latents stand in for samples; None: there are
+        samples."""
+        return None
+
+    @property
     def multi_label(self) -> bool:
         """Whether the condition is multi-hot (B, K) instead of ids (B,)."""
         return False
+
+    text_encoder = None  # --text-encoder, of data with captions
+    pads = False  # whether lengths differ, and batches have a mask
+
+    @property
+    def text_width(self) -> int:
+        """Of the embedded texts that the model is conditioned on; 0: on none."""
+        return 0
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether samples are pictures (C, H, W)."""
+        return len(self.raw_shape) == 3
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What made the model's inputs, as checkpoints keep it: plain data."""
+        return self.codec.identity
+
+    def unlike(self, key: str, was: Any, now: Any) -> str:
+        """A sentence about another `identity` than then."""
+        return (
+            f"it was trained on latents with {key} {was}, but those of --vae {self.vae} have "
+            f"{now}: give --vae the one it was trained with"
+        )
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What `chosen` and `condition` depend on besides the flags, for protocols: plain data."""
+        return {}
 
     @property
     def choices(self) -> int:
         """How many conditions a sample may be drawn with; 0: none."""
         return self.num_classes
 
-    def condition(self, drawn: Tensor) -> Tensor:
-        """What the model is given for numbers below `choices` (B,): class ids are those numbers."""
+    def chosen(self, numbers: Sequence[int], drawn: Tensor) -> Tensor:
+        """The choices of samples by their numbers: those that were drawn at random (B,), unless an
+        evaluation has an order of its own."""
         return drawn
+
+    def condition(self, chosen: Tensor) -> Condition:
+        """What the model is given for choices (B,): class ids are their numbers."""
+        return {"y": chosen}
+
+    def prompted(self, prompts: Sequence[str], frames: int | None) -> Condition:
+        """What the model is given for words.
+
+        Raises:
+            InputError: it takes none, or not so many frames.
+        """
+        raise InputError(f"--prompts: {self.name} has no texts; give --class-labels")
+
+    def titles(self, chosen: Tensor) -> list[str]:
+        """What to write beside samples; nothing: []."""
+        return []
+
+    def labels(self, chosen: Tensor) -> np.ndarray:
+        """arr_1 of a file of samples: class ids (N,), multi-hot labels (N, K), ..."""
+        return self.condition(chosen)["y"].cpu().numpy()
 
     @property
     def rounding(self) -> dict[str, str]:
@@ -122,9 +190,13 @@ class Domain(ABC):
         """The channels guided by default: 3 of a Stable Diffusion latent's 4, else None: all."""
         return 3 if self.vae != PIXELS and self.shape[0] == 4 else None
 
-    def save_grid(self, raw: Tensor, path: str | Path, columns: int | None = None) -> None:
-        """uint8 (B, C, H, W) -> a PNG sheet."""
-        save_grid(raw, path, columns)
+    def save_grid(
+        self, raw: Tensor, path: str | Path, *,
+        cond: Condition | None = None, titles: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Decoded samples, drawn under `cond`, as a PNG sheet; where a sheet does not tell all, as
+        other files beside it."""
+        save_grid(raw, path)
 
 
 def check_class_count(name: str, classes: int, num_classes: int | None) -> None:

@@ -1,7 +1,8 @@
 """Latents that a VAE made before training: their sets, codecs and domain, whatever the folder.
 
-What is in a folder, and how it is read, is a `LatentSource`: see store.py and foreign.py."""
+What is in a folder, and how it is read, is a `LatentSource`: see image_store.py and foreign.py."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -21,6 +22,8 @@ from .sources import NoHeldOut
 
 SD_SCALE = 0.18215  # of Stable Diffusion's VAEs: their latents have a deviation of about 1 / scale
 SD_DOWN, SD_CHANNELS = 8, 4
+
+Load = Callable[[str, str | None], Codec]  # a VAE by --vae and --cache-dir
 
 
 class LatentSource(Protocol):
@@ -101,6 +104,10 @@ class LatentDomain(Domain):
         return cls(name, (3, size, size), source.shape, vae, source, num_classes, cache_dir)
 
     @property
+    def stored_in(self) -> str:
+        return self.source.called
+
+    @property
     def num_classes(self) -> int:
         return self.source.num_classes if self.asked_classes is None else self.asked_classes
 
@@ -120,32 +127,35 @@ class LatentDomain(Domain):
 
 
 class StoredCodec:
-    """Latents are stored, so there is nothing to encode; the VAE is opened to show pictures only.
+    """Latents are stored, so there is nothing to encode; the VAE is opened to show samples only.
 
     So training needs neither diffusers nor the VAE's weights.
 
     Args:
         identity: of the VAE: "name", "scale", "shift" and, where it is known, "sha256".
         name: of the VAE to open, as --vae has it.
+        load: how it is opened.
     """
 
     uses_noise = True
 
-    def __init__(self, identity: dict, name: str, cache_dir: str | None) -> None:
-        self.identity, self.name, self.cache_dir = identity, name, cache_dir
+    def __init__(
+        self, identity: dict, name: str, cache_dir: str | None, load: Load = VAECodec.load
+    ) -> None:
+        self.identity, self.name, self.cache_dir, self.load = identity, name, cache_dir, load
         self.device = torch.device("cpu")
 
     @cached_property
-    def vae(self) -> VAECodec:
+    def vae(self) -> Codec:
         """The VAE on its device.
 
         Raises:
             InputError: not to be had here, or not the one that made these latents.
         """
-        vae = VAECodec.load(self.name, self.cache_dir)
+        vae = self.load(self.name, self.cache_dir)
         if key := difference(self.identity, vae.identity):
             raise InputError(
-                f"--vae {vae.name} has {key} {vae.identity[key]}, but the VAE that made these "
+                f"--vae {self.name} has {key} {vae.identity[key]}, but the VAE that made these "
                 f"latents had {self.identity[key]}: give --vae that one"
             )
         return vae.to(self.device)
@@ -154,7 +164,7 @@ class StoredCodec:
         return raw
 
     def to_input(self, stored: Tensor, noise: Tensor) -> Tensor:
-        """Moments (B, 2C, h, w) -> a draw from the posterior, as VAECodec does it."""
+        """Moments (B, 2C, *axes) -> a draw from the posterior, as the VAE's codec does it."""
         z = posterior_draw(stored, noise)
         return (z - self.identity["shift"]) * self.identity["scale"]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -14,18 +15,21 @@ from runtime.errors import InputError
 from .codecs import PIXELS, absent, fingerprint, looked_up, posterior_draw
 
 STABLE_AUDIO = "stabilityai/stable-audio-open-1.0"
+# Latents of a chunk of a track, and how many of them the next chunk has, too. What a chunk's end
+# cuts off reaches into 8 latents of Stable Audio's encoder; half the overlap, 16, is thrown away.
+CHUNK, OVERLAP = 128, 32
 
 
 class OobleckConfig(NamedTuple):
     audio_channels: int
     channels: int  # of the latents
     hop: int  # samples per latent
-    rate: int  # samples per second
+    rate: int | None  # samples per second; None: any
 
 
 SHAPES = {
     STABLE_AUDIO: OobleckConfig(2, 64, 2048, 44_100),
-    PIXELS: OobleckConfig(2, 2, 1, 44_100),  # the waveform itself
+    PIXELS: OobleckConfig(2, 2, 1, None),  # the waveform itself
 }
 
 
@@ -51,6 +55,25 @@ def config_of(vae: str, cache_dir: str | None) -> OobleckConfig:
             f"--vae {vae} is no folder of diffusers' AutoencoderOobleck ({error}): give one, or "
             f"{STABLE_AUDIO}"
         ) from error
+
+
+class Chunk(NamedTuple):
+    """The latents from `start` to `stop` are encoded, those from `first` to `last` are kept."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def chunks(length: int, chunk: int = CHUNK, overlap: int = OVERLAP) -> Iterator[Chunk]:
+    """Of a track of `length` latents: each chunk keeps half of its overlap with the next."""
+    half = overlap // 2
+    for start in range(0, max(length - overlap, 1), chunk - overlap):
+        stop = min(start + chunk, length)
+        yield Chunk(
+            start, stop, start + half if start else 0, stop - half if stop < length else stop
+        )
 
 
 def to_int16(x: Tensor) -> Tensor:
@@ -105,7 +128,7 @@ class OobleckCodec:
         try:
             vae, report = looked_up(AutoencoderOobleck.from_pretrained, name, cache_dir, **options)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            raise absent(name, cache_dir, error) from error
+            raise absent(name, cache_dir, error, "AutoencoderOobleck") from error
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])[0]
             raise InputError(f"--vae {name} is incomplete: it has no tensor {missing}")
@@ -125,6 +148,21 @@ class OobleckCodec:
                 posterior = self.vae.encode(sound.float() / 32768).latent_dist
                 parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
         return torch.cat(parts)
+
+    def encode_track(self, sound: Tensor, chunk: int = CHUNK, overlap: int = OVERLAP) -> Tensor:
+        """The moments (2C, T) of a whole track (channels, samples), chunk by chunk.
+
+        They are those of the track in one piece wherever the encoder's receptive field is within
+        half the overlap: for Stable Audio's, everywhere.
+        """
+        hop, length = self.vae.hop_length, sound.shape[-1] // self.vae.hop_length
+        parts = []
+        for start, stop, first, last in chunks(length, chunk, overlap):
+            # The last one has the rest of the track that makes no latent.
+            end = stop * hop if stop < length else sound.shape[-1]
+            moments = self.encode(sound[None, :, start * hop : end])[0]
+            parts.append(moments[:, first - start : last - start])
+        return torch.cat(parts, dim=1)
 
     def to_input(self, stored: Tensor, noise: Tensor) -> Tensor:
         return posterior_draw(stored, noise)

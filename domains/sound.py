@@ -2,6 +2,8 @@
 
 import math
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,24 @@ def pyav():
     return av
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[tuple]:
+    """PyAV's file and its first stream of sound; within, what is damaged has a name.
+
+    Raises:
+        Unreadable: it cannot be decoded, or holds no sound.
+    """
+    av = pyav()
+    try:
+        with av.open(str(path)) as file:
+            stream = next(iter(file.streams.audio), None)
+            if stream is None:
+                raise Unreadable(f"{path} holds no sound")
+            yield file, stream
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise Unreadable(f"{path} cannot be decoded ({error})") from error
+
+
 def decoded(path: Path, samples: int, rate: int, *, place: float) -> np.ndarray:
     """int16 (2, samples) of a file, resampled to `rate`; mono is heard on both sides.
 
@@ -41,24 +61,31 @@ def decoded(path: Path, samples: int, rate: int, *, place: float) -> np.ndarray:
     Raises:
         Unreadable: the file is damaged, holds no sound, or is shorter than the crop.
     """
-    av = pyav()
-    try:
-        with av.open(str(path)) as file:
-            stream = next(iter(file.streams.audio), None)
-            if stream is None:
-                raise Unreadable(f"{path} holds no sound")
-            length = duration(file, stream)
-            begin = place * max(0.0, length - samples / rate)
-            if begin > 1:  # to a key frame before it; decoders need a moment to settle
-                file.seek(int((begin - 0.5) / stream.time_base), stream=stream)
-            sound = crop(av, file, stream, begin, samples, rate)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise Unreadable(f"{path} cannot be decoded ({error})") from error
+    with opened(path) as (file, stream):
+        length = duration(file, stream)
+        begin = place * max(0.0, length - samples / rate)
+        if begin > 1:  # to a key frame before it; decoders need a moment to settle
+            file.seek(int((begin - 0.5) / stream.time_base), stream=stream)
+        sound = crop(file, stream, begin, rate, samples)
     if sound.shape[1] < samples:
         found, needed = sound.shape[1] / rate, samples / rate
         raise Unreadable(
             f"{path} has {found:.1f} s from {begin:.1f} s on, and a crop is {needed:.1f} s"
         )
+    return sound
+
+
+def whole(path: Path, rate: int) -> np.ndarray:
+    """int16 (2, samples) of a file from its start to its end, otherwise as `decoded`.
+
+    Raises:
+        Unreadable: the file is damaged, holds no sound, or ends a second or more too early.
+    """
+    with opened(path) as (file, stream):
+        length = duration(file, stream)
+        sound = crop(file, stream, 0.0, rate)
+    if sound.shape[1] / rate < length - 1:
+        raise Unreadable(f"{path} ends after {sound.shape[1] / rate:.1f} s of {length:.1f} s")
     return sound
 
 
@@ -69,9 +96,11 @@ def duration(file, stream) -> float:
     return (file.duration or 0) / 1_000_000
 
 
-def crop(av, file, stream, begin: float, samples: int, rate: int) -> np.ndarray:
-    """int16 (2, up to `samples`) from second `begin` on."""
-    resampler = av.AudioResampler(format="s16p", layout="stereo", rate=rate)
+def crop(file, stream, begin: float, rate: int, samples: int | None = None) -> np.ndarray:
+    """int16 (2, up to `samples`) from second `begin` on; None: to the end."""
+    # swresample would make mono 3 dB quieter on both sides.
+    layout = "mono" if stream.channels == 1 else "stereo"
+    resampler = pyav().AudioResampler(format="s16p", layout=layout, rate=rate)
     parts: list[np.ndarray] = []
     have, skip = 0, None
     for frame in file.decode(stream):
@@ -83,13 +112,28 @@ def crop(av, file, stream, begin: float, samples: int, rate: int) -> np.ndarray:
             skip -= dropped
             parts.append(part[:, dropped:])
             have += parts[-1].shape[1]
-        if have >= samples:
+        if samples is not None and have >= samples:
             break
     else:
         parts += [part.to_ndarray() for part in resampler.resample(None)]
     if not parts:
         return np.zeros((CHANNELS, 0), np.int16)
-    return np.concatenate(parts, axis=1)[:, :samples]
+    sound = np.concatenate(parts, axis=1)[:, :samples]
+    return np.broadcast_to(sound, (CHANNELS, sound.shape[1])).copy()
+
+
+def save_mp3(sound: np.ndarray, path: Path, rate: int) -> None:
+    """float (1 or 2 channels, samples), full scale is -1..1, at 128 kbit/s."""
+    av = pyav()
+    layout = ("mono", "stereo")[len(sound) - 1]
+    data = (32767 * sound.clip(-1, 1)).round().astype(np.int16)
+    with atomic_write(path) as out, av.open(out, "w", format="mp3") as file:
+        stream = file.add_stream("libmp3lame", rate=rate, layout=layout)
+        stream.bit_rate = 128_000
+        frame = av.AudioFrame.from_ndarray(data, format="s16p", layout=layout)
+        frame.sample_rate = rate
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
 
 
 def save_wav(sound: np.ndarray, path: Path, rate: int) -> None:

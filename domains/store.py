@@ -1,16 +1,11 @@
-"""The latent store that encode.py writes: memory-mapped shards of VAE moments, and a manifest.
+"""The latent stores that encode.py writes: memory-mapped shards, and a manifest.
 
     STORE/manifest.json                          what was encoded and how; sizes and checksums
     STORE/moments-00003-of-00079.safetensors     one of the shards, all but the last of one size
-        moments  float16 (n, 2, 2C, h, w)        [:, 0] of the images, [:, 1] of their mirror images
-        labels   int64 (n,)                      classes, zeros where there are none
+        its arrays                               what they are, its kind says
         "shard" in its header                    its own name, the manifest's "encoding", a checksum
 
-Moments are mean beside standard deviation, without scale and shift. The deviation and not its
-logarithm, because rounding the logarithm is a relative error of the deviation itself. float16 and
-not bfloat16: a mean of 10 is kept to 0.004 instead of 0.03, and an SD deviation is often smaller
-than that. The mirror image is encoded on its own: a VAE does not commute with the flip, so the
-mirrored latent is not the latent of the mirrored image.
+The kinds are image_store.py's and track_store.py's.
 """
 
 import dataclasses
@@ -19,13 +14,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -33,37 +28,65 @@ from torch import Tensor
 from runtime.errors import InputError, LocalError
 from runtime.files import atomic_write
 
-from .codecs import PIXELS, VAECodec, difference, hub_id, is_path, short_name
-from .latents import StoredCodec
+from .codecs import PIXELS, difference, hub_id, is_path, short_name
+from .latents import Load
 
-FORMAT = "layersync latents 1"  # the number changes when older readers would misread a store
 MANIFEST = "manifest.json"
-CROP = "ADM center crop"  # decoding.center_crop
-FLIPS = 2
+AGAIN = "delete it, and run encode.py again with the same flags"
+
+Facts = dict[str, Any]  # what is known of a shard once it is encoded, as plain data
+Kinds = dict[str, Callable[[Any], Any]]  # name -> how its value is made of JSON
+Arrays = dict[str, tuple[str, tuple[int, ...]]]  # name -> safetensors' type, shape
 
 
 class Shard(NamedTuple):
-    """The images from `start` to `stop`, and the file that holds their moments."""
+    """The samples from `start` to `stop`, and the file that holds their latents."""
 
     file: str
     start: int
     stop: int
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """All that decides what the shards hold, as plain data."""
+class Content(NamedTuple):
+    """What a shard holds."""
+
+    arrays: dict[str, Tensor]  # in the order of Encoding.arrays
+    facts: Facts
+
+
+class Encoding(ABC):
+    """All that decides what the shards hold, as plain data: a frozen dataclass for each kind."""
+
+    format: ClassVar[str]  # its number changes when older readers would misread a store
+    prefix: ClassVar[str]  # of the files of shards
+    unit: ClassVar[str]  # what is encoded: image
+    fields: ClassVar[Kinds]
+    facts: ClassVar[Kinds]
 
     codec: dict[str, Any]  # the VAE's name, scale, shift and sha256 of its weights
     dataset_name: str
-    count: int  # images
-    num_classes: int  # 0: the labels are zeros
-    image_size: int
-    latent_shape: tuple[int, ...]  # (C, h, w)
-    shard_size: int  # images
-    data_set: str  # Source.fingerprint of the images
-    crop: str = CROP
-    flips: int = FLIPS
+    count: int  # samples
+    shard_size: int  # samples
+    data_set: str  # a fingerprint of the samples
+
+    @abstractmethod
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: this version writes no such thing.
+        """
+
+    @abstractmethod
+    def arrays(self, shard: Shard, facts: Facts) -> Arrays:
+        """What a shard with these facts has to hold."""
+
+    def totals(self, facts: Sequence[Facts]) -> dict[str, Any]:
+        """What the manifest says of all shards together."""
+        return {}
+
+    def remarks(self, totals: dict[str, Any]) -> list[str]:
+        """Lines about the totals for whoever has encoded."""
+        return []
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> "Encoding":
@@ -72,29 +95,27 @@ class Encoding:
         Raises:
             KeyError, TypeError, ValueError: it is not one.
         """
-        given = {name: kind(plain[name]) for name, kind in KINDS.items()}
-        if given["crop"] != CROP or given["flips"] != FLIPS or len(given["latent_shape"]) != 3:
-            raise ValueError("another crop, number of flips or shape than this version writes")
-        if min(given["count"], given["shard_size"], *given["latent_shape"]) < 1:
+        encoding = cls(**{name: kind(plain[name]) for name, kind in cls.fields.items()})
+        if min(encoding.count, encoding.shard_size) < 1:
             raise ValueError("sizes and counts are 1 or more")
-        return cls(**given)
+        encoding.check()
+        return encoding
 
-    @property
-    def moments_shape(self) -> tuple[int, ...]:
-        channels, *axes = self.latent_shape
-        return (FLIPS, 2 * channels, *axes)
+    @classmethod
+    def facts_of(cls, plain: dict[str, Any]) -> Facts:
+        return {name: kind(plain[name]) for name, kind in cls.facts.items()}
 
     @property
     def shards(self) -> list[Shard]:
         stops = [*range(0, self.count, self.shard_size), self.count]
         total = len(stops) - 1
         return [
-            Shard(f"moments-{number:05d}-of-{total:05d}.safetensors", start, stop)
+            Shard(f"{self.prefix}-{number:05d}-of-{total:05d}.safetensors", start, stop)
             for number, (start, stop) in enumerate(pairwise(stops))
         ]
 
     def differs(self, other: "Encoding") -> str | None:
-        """The first thing that makes other moments; the VAE's name does not, its weights do."""
+        """The first thing that makes other latents; the VAE's name does not, its weights do."""
         ours, theirs = (
             dataclasses.asdict(e) | {"codec": {k: v for k, v in e.codec.items() if k != "name"}}
             for e in (self, other)
@@ -107,16 +128,6 @@ def codec_of(plain: dict[str, Any]) -> dict[str, Any]:
         "name": str(plain["name"]), "scale": float(plain["scale"]),
         "shift": float(plain["shift"]), "sha256": str(plain["sha256"]),
     }  # fmt: skip
-
-
-def shape_of(plain: list[int]) -> tuple[int, ...]:
-    return tuple(int(size) for size in plain)
-
-
-KINDS = dict(
-    codec=codec_of, dataset_name=str, count=int, num_classes=int, image_size=int,
-    latent_shape=shape_of, shard_size=int, data_set=str, crop=str, flips=int,
-)  # fmt: skip
 
 
 # Writing
@@ -142,33 +153,29 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_shard(
-    folder: Path, encoding: Encoding, shard: Shard, moments: Tensor, labels: Tensor, replaced: int
-) -> None:
-    """A shard under its name, complete or not at all.
-
-    Args:
-        moments: float16 (n, 2, 2C, h, w).
-        labels: int64 (n,).
-        replaced: unreadable images in whose place others were encoded.
-    """
+def write_shard(folder: Path, encoding: Encoding, shard: Shard, content: Content) -> None:
+    """A shard under its name, complete or not at all."""
     from safetensors.torch import save
 
-    assert moments.shape == (shard.stop - shard.start, *encoding.moments_shape)
+    arrays, facts = content
+    expected = encoding.arrays(shard, facts)
+    assert {name: tuple(array.shape) for name, array in arrays.items()} == {
+        name: shape for name, (_, shape) in expected.items()
+    }
     own = {
-        "file": shard.file, "encoding": dataclasses.asdict(encoding), "replaced": replaced,
-        "sha256": checksum(moments, labels),  # not of what the disk gives back
+        "file": shard.file, "encoding": dataclasses.asdict(encoding), **facts,
+        "sha256": checksum(arrays, expected),  # not of what the disk gives back
     }  # fmt: skip
     # One entry only: safetensors writes several in any order, and equal shards would not be equal.
-    content = save({"moments": moments, "labels": labels}, {"shard": json.dumps(own)})
+    written = save(arrays, {"shard": json.dumps(own)})
     with atomic_write(folder / shard.file) as file:
-        file.write(content)
+        file.write(written)
 
 
-def checksum(moments: Tensor, labels: Tensor) -> str:
+def checksum(arrays: dict[str, Tensor], names: Arrays) -> str:
     digest = hashlib.sha256()
-    for part in (moments, labels):
-        digest.update(part.numpy())
+    for name in names:
+        digest.update(arrays[name].numpy())
     return digest.hexdigest()
 
 
@@ -179,12 +186,17 @@ def missing_shards(folder: Path, encoding: Encoding) -> list[Shard]:
         InputError: the folder has shards of another encoding, or damaged ones.
     """
     folder.mkdir(parents=True, exist_ok=True)  # refused now rather than after the first shard
-    for rest in folder.glob(".m*.tmp"):
-        rest.unlink()
+    for start in (encoding.prefix, MANIFEST):
+        for rest in folder.glob(f".{start}*.tmp"):
+            rest.unlink()
     expected = {shard.file: shard for shard in encoding.shards}
-    present = sorted(path.name for path in folder.glob("moments-*.safetensors"))
+    present = sorted(path.name for path in folder.glob("*.safetensors"))
     for name in present:
-        header = read_header(folder / name)
+        if not name.startswith(encoding.prefix):
+            raise InputError(
+                f"{folder / name} holds no latents of {encoding.unit}s: give another --out"
+            )
+        header = read_header(folder / name, type(encoding))
         changed = encoding.differs(header.encoding)
         if changed or name not in expected:
             raise InputError(
@@ -195,30 +207,38 @@ def missing_shards(folder: Path, encoding: Encoding) -> list[Shard]:
     return [shard for name, shard in expected.items() if name not in present]
 
 
-def write_manifest(folder: Path, encoding: Encoding) -> None:
+def write_manifest(folder: Path, encoding: Encoding) -> dict[str, Any]:
     """Last of all: a folder with a manifest is complete. One that is right is left alone.
 
     Its checksums are those that the shards were written with, so a shard that has changed since
     stays found out.
 
+    Returns:
+        What it says.
+
     Raises:
         InputError: shards are missing, damaged, or of another encoding.
     """
-    shards = []
+    shards, facts = [], []
     for shard in encoding.shards:
         path = folder / shard.file
-        header = read_header(path)
+        header = read_header(path, type(encoding))
         if changed := encoding.differs(header.encoding):
             raise InputError(f"{path} was encoded with another {changed} than the others: {AGAIN}")
         header.check(shard, encoding)
-        own = {"sha256": header.sha256, "replaced": header.replaced}
+        own = {"sha256": header.sha256, **header.facts}
         shards.append({"file": shard.file, "bytes": path.stat().st_size} | own)
-    content = {"format": FORMAT, "encoding": dataclasses.asdict(encoding), "shards": shards}
+        facts.append(header.facts)
+    content = {
+        "format": encoding.format, "encoding": dataclasses.asdict(encoding),
+        **encoding.totals(facts), "shards": shards,
+    }  # fmt: skip
     text = json.dumps(content, indent=1).encode()
     path = folder / MANIFEST
     if not (path.is_file() and path.read_bytes() == text):
         with atomic_write(path) as file:
             file.write(text)
+    return content
 
 
 # Reading
@@ -231,14 +251,11 @@ class Header(NamedTuple):
     file: str  # its name when it was written
     encoding: Encoding
     sha256: str  # `checksum` of its arrays when they were written
-    replaced: int  # unreadable images
-    arrays: dict[str, tuple[str, tuple[int, ...]]]  # name -> type and shape
+    facts: Facts
+    arrays: Arrays
 
     def check(self, shard: Shard, encoding: Encoding) -> None:
-        count = shard.stop - shard.start
-        expected = {
-            "moments": ("F16", (count, *encoding.moments_shape)), "labels": ("I64", (count,)),
-        }  # fmt: skip
+        expected = encoding.arrays(shard, self.facts)
         if (self.file, self.arrays) != (shard.file, expected):
             raise InputError(
                 f"{self.path} is {self.file} with {self.arrays}, not {shard.file} with {expected}: "
@@ -246,38 +263,43 @@ class Header(NamedTuple):
             )
 
 
-AGAIN = "delete it, and run encode.py again with the same flags"
-
-
-def read_header(path: Path) -> Header:
+def read_header(path: Path, kind: type[Encoding]) -> Header:
     """
     Raises:
-        InputError: truncated, or no shard of ours.
+        InputError: truncated, or no shard of this kind.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
             own = json.loads((file.metadata() or {})["shard"])
-            encoding, name = Encoding.of(own["encoding"]), str(own["file"])
-            sha256, replaced = str(own["sha256"]), int(own["replaced"])
+            encoding, name = kind.of(own["encoding"]), str(own["file"])
+            sha256, facts = str(own["sha256"]), kind.facts_of(own)
             views = {key: file.get_slice(key) for key in file.keys()}
             arrays = {k: (v.get_dtype(), tuple(v.get_shape())) for k, v in views.items()}
     except (
         SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
     ) as error:  # fmt: skip
         raise InputError(f"{path} is truncated or no shard of latents ({error}): {AGAIN}") from None
-    return Header(path, name, encoding, sha256, replaced, arrays)
+    return Header(path, name, encoding, sha256, facts, arrays)
+
+
+class Entry(NamedTuple):
+    """What the manifest says of a shard."""
+
+    bytes: int
+    sha256: str
+    facts: Facts
 
 
 class Manifest:
-    """manifest.json of a store.
+    """manifest.json of a store of one of some kinds.
 
     Raises:
         InputError: the store is not finished, or the file is none of ours.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *kinds: type[Encoding]) -> None:
         self.folder, path = folder, folder / MANIFEST
         if not path.exists():
             unfinished = f"{folder} is not finished: run encode.py again with the same flags"
@@ -286,13 +308,16 @@ class Manifest:
             )
         try:
             content = json.loads(path.read_text())
-            if content["format"] != FORMAT:
-                raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
-            self.encoding = Encoding.of(content["encoding"])
+            kind = next((kind for kind in kinds if content["format"] == kind.format), None)
+            if kind is None:
+                known = " or ".join(repr(kind.format) for kind in kinds)
+                raise ValueError(f"its format is {content['format']!r}, not {known}")
+            self.encoding = kind.of(content["encoding"])
             self.files = {
-                str(entry["file"]): (int(entry["bytes"]), str(entry["sha256"]))
+                str(entry["file"]):
+                Entry(int(entry["bytes"]), str(entry["sha256"]), kind.facts_of(entry))
                 for entry in content["shards"]
-            }
+            }  # fmt: skip
             number = math.ceil(self.encoding.count / self.encoding.shard_size)
             if number != len(self.files) or list(self.files) != [
                 shard.file for shard in self.encoding.shards
@@ -306,89 +331,67 @@ class Manifest:
 
     def check(self, shard: Shard) -> Path:
         """The path of a shard that has the size, encoding and shapes of the manifest."""
-        path, (size, _) = self.folder / shard.file, self.files[shard.file]
+        path, entry = self.folder / shard.file, self.files[shard.file]
         if not path.is_file():
             raise InputError(f"{path} is missing: run encode.py again with the same flags")
-        if path.stat().st_size != size:
+        if path.stat().st_size != entry.bytes:
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes, but {MANIFEST} says {size}: {AGAIN}"
+                f"{path} has {path.stat().st_size} bytes, but {MANIFEST} says {entry.bytes}: "
+                f"{AGAIN}"
             )
-        header = read_header(path)
+        header = read_header(path, type(self.encoding))
         if changed := self.encoding.differs(header.encoding):
             raise InputError(f"{path} and {MANIFEST} beside it disagree about the {changed}")
         header.check(shard, self.encoding)
-        if header.sha256 != self.files[shard.file][1]:
+        if (header.sha256, header.facts) != (entry.sha256, entry.facts):
             raise InputError(
-                f"{path} and {MANIFEST} beside it disagree about its checksum: run encode.py again "
+                f"{path} and {MANIFEST} beside it disagree about its content: run encode.py again "
                 "with the same flags"
             )
         return path
+
+    @cached_property
+    def shards(self) -> list[dict[str, np.ndarray]]:
+        """The arrays of every shard, mapped; nothing is read yet."""
+        from safetensors.torch import load_file  # maps the file, unlike safetensors.numpy's
+
+        paths = [self.check(shard) for shard in self.encoding.shards]
+        return [{n: tensor.numpy() for n, tensor in load_file(path).items()} for path in paths]
 
     def is_intact(self, shard: Shard) -> bool:
         """Every bit of a shard's arrays against the checksum that they were written with."""
         from safetensors.torch import load_file
 
-        return checksum(**load_file(self.check(shard))) == self.files[shard.file][1]
+        entry = self.files[shard.file]
+        names = self.encoding.arrays(shard, entry.facts)
+        return checksum(load_file(self.check(shard)), names) == entry.sha256
 
 
-class MomentStore:
-    """A finished store as a LatentSource."""
+def has_shards(folder: Path, kind: type[Encoding]) -> bool:
+    """Did encode.py write latents of this kind here, if only the first shard?"""
+    return any(folder.glob(f"{kind.prefix}-*.safetensors"))
 
-    decodes = False  # a gather from memory maps
 
-    def __init__(self, data_path: str, image_size: int | None = None) -> None:
-        self.called = f"--data-path {data_path}"
-        self.manifest = Manifest(Path(data_path))
-        encoding = self.manifest.encoding
-        self.shape, self.image_size = encoding.latent_shape, encoding.image_size
-        self.num_classes, self.shard_size = encoding.num_classes, encoding.shard_size
-        self.identity = encoding.codec
+def decoding_vae(
+    identity: dict[str, Any], called: str, asked: str | None, cache_dir: str | None, load: Load
+) -> str:
+    """The --vae that decodes the latents of a store, by the identity of the VAE that made them.
 
-    def __len__(self) -> int:
-        return self.manifest.encoding.count
-
-    @cached_property
-    def shards(self) -> list[dict[str, np.ndarray]]:
-        """ "moments" and "labels" of every shard, mapped; nothing is read yet."""
-        from safetensors.torch import load_file  # maps the file, unlike safetensors.numpy's
-
-        paths = [self.manifest.check(shard) for shard in self.manifest.encoding.shards]
-        return [{n: tensor.numpy() for n, tensor in load_file(path).items()} for path in paths]
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        labels = np.concatenate([shard["labels"] for shard in self.shards])
-        if labels.min() < 0 or labels.max() >= max(self.num_classes, 1):
-            raise InputError(
-                f"{self.called} has class ids {labels.min()} to {labels.max()}, but its "
-                f"{MANIFEST} says {self.num_classes} classes"
-            )
-        return labels
-
-    @cached_property
-    def moments(self) -> list[np.ndarray]:
-        return [shard["moments"] for shard in self.shards]
-
-    def gather(self, index: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        shard, row = np.divmod(index, self.shard_size)
-        return gather(self.moments, shard, row, flipped.astype(np.int64)), self.labels[index]
-
-    def vae(self, asked: str | None, cache_dir: str | None) -> str:
-        stored = short_name(self.identity["name"])
-        # What the hub has under a name stays; what is in a folder may have been replaced.
-        if asked is None or hub_id(asked) == self.identity["name"] and not is_path(asked):
-            return stored
-        if asked == PIXELS:
-            raise InputError(f"--vae {PIXELS}, but {self.called} holds latents, no pixels")
-        if key := difference(self.identity, VAECodec.load(asked, cache_dir).identity):
-            raise InputError(
-                f"--vae {asked} has another {key} than {stored}, which made the latents of "
-                f"{self.called}: leave out --vae"
-            )
-        return asked
-
-    def codec(self, vae: str, cache_dir: str | None) -> StoredCodec:
-        return StoredCodec(self.identity, vae, cache_dir)
+    Raises:
+        InputError: the one that was asked for is another.
+    """
+    stored = short_name(identity["name"])
+    # What the hub has under a name stays; what is in a folder may have been replaced.
+    if asked is None or hub_id(asked) == identity["name"] and not is_path(asked):
+        return stored
+    if asked == PIXELS:
+        raise InputError(f"--vae {PIXELS}, but {called} holds latents")
+    if key := difference(identity, load(asked, cache_dir).identity):
+        raise InputError(
+            f"--vae {asked} has another {key} than {stored}, which made the latents of "
+            f"{called}: leave out --vae"
+        )
+    return asked
 
 
 def gather(arrays: list[np.ndarray], number: np.ndarray, *where: np.ndarray) -> np.ndarray:
@@ -402,8 +405,3 @@ def gather(arrays: list[np.ndarray], number: np.ndarray, *where: np.ndarray) -> 
     for position, (array, *row) in enumerate(rows):
         out[position] = arrays[array][tuple(row)]
     return out
-
-
-def is_store(folder: Path) -> bool:
-    """Did encode.py write here, if only the first shard?"""
-    return (folder / MANIFEST).is_file() or any(folder.glob("moments-*.safetensors"))

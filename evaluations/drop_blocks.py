@@ -45,7 +45,7 @@ class Flags:
     vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs
     images: int = 500  # of the loss, at most
-    samples: int = 8  # per row of the picture; 0: none
+    samples: int = 8  # per row of the picture; 0: none, nor of sound, motion, discrete diffusion
     steps: int = 25  # time points of its sampler, heun2
     cfg_scale: float = 1.0  # its guidance; 1: none
     seed: int = 0
@@ -85,6 +85,7 @@ def measured(
     wanted = [(), *sets_of(flags.sets, model.depth)]
     images, held_out = images_of(opened.domain)
     chosen = LossFlags(images=flags.images, seed=flags.seed, batch_size=flags.batch_size)
+    drawable = opened.domain.has_pictures and not opened.transport.path.steps
     rows, strips, whole = [], [], None
     for skipped in wanted:
         with asked_of_user(about="--sets"):
@@ -92,7 +93,7 @@ def measured(
         losses = torch.cat(list(losses_of(opened, images, chosen, device)))
         whole = losses if whole is None else whole
         rows.append({"skipped": list(skipped), **summary(losses), "more": summary(losses - whole)})
-        if flags.samples:
+        if flags.samples and drawable:
             strips.append(strip(opened, sampling, flags.samples, device))
     found = {
         "file": str(opened.checkpoint.path), "data": opened.domain.name, "held_out": held_out,
@@ -116,8 +117,9 @@ def strip(opened: Opened, sampling: GridODE, count: int, device: torch.device) -
     """Samples of fixed seeds and classes side by side."""
     streams = SampleStreams(range(count), sampling.seed, device)
     z, _ = streams.start(opened.domain.shape, opened.domain.num_classes)
-    y = torch.tensor(spread(count, opened.domain.num_classes), device=device)
-    raw = F.pad(opened.draw(sampling, streams, z, y).cpu(), (1, 1, 1, 1), value=255)
+    classes = torch.tensor(spread(count, opened.domain.num_classes), device=device)
+    cond = opened.domain.condition(classes)
+    raw = F.pad(opened.draw(sampling, streams, z, cond).cpu(), (1, 1, 1, 1), value=255)
     return torch.cat(list(raw), -1)
 
 

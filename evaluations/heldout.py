@@ -133,8 +133,8 @@ def losses_of(opened: Opened, images: Any, flags: Flags, device: torch.device) -
         for bin in range(flags.bins):
             t = transport.times((bin + uniform[:, bin]) / flags.bins)
             x_t, _ = transport.path.sample(x, noise[:, bin], t)
-            pred = opened.network(x_t, t, y=batch.y)
-            per_bin.append(transport.loss(pred, x, noise[:, bin], t))
+            pred = opened.network(x_t, t, **batch.cond)
+            per_bin.append(transport.loss(pred, x, noise[:, bin], t, batch.mask))
         yield torch.stack(per_bin, 1).double().cpu()
 
 

@@ -21,7 +21,8 @@ from transport import PROTOCOLS
 from . import table
 from .rows import dispersive, layer_sync, vanilla
 from .runs import Run
-from .sweep import SMALL_SCORING, Experiment, Setting, sweep
+from .scoring import SCORINGS
+from .sweep import Experiment, Setting, sweep
 
 COLUMNS, SAMPLES = 8, 4  # checkpoints of a run, and seeds that are drawn from each
 
@@ -59,13 +60,14 @@ def drawn(file: Path, device: torch.device) -> Tensor:
     protocol = {k: v for k, v in PROTOCOLS["paper-ode"].items() if k != "mode"}
     flags = GridODE(**protocol, ckpt=str(file))
     opened = open_checkpoint(flags, device)
-    small = SMALL_SCORING.get(opened.domain.name)
-    if small:
+    small = SCORINGS.get(opened.domain.name)
+    if small and small.time_points:
         flags = GridODE(**protocol | {"num_sampling_steps": small.time_points}, ckpt=str(file))
     streams = SampleStreams(range(SAMPLES), flags.seed, device)
     z, _ = streams.start(opened.domain.shape, opened.domain.num_classes)
-    y = torch.tensor(spread(SAMPLES, opened.domain.num_classes), device=device)
-    raw = F.pad(opened.draw(flags, streams, z, y).cpu(), (1, 1, 1, 1), value=255)
+    classes = torch.tensor(spread(SAMPLES, opened.domain.num_classes), device=device)
+    cond = opened.domain.condition(classes)
+    raw = F.pad(opened.draw(flags, streams, z, cond).cpu(), (1, 1, 1, 1), value=255)
     return raw.expand(-1, 3, -1, -1).transpose(0, 1).flatten(1, 2)
 
 

@@ -25,7 +25,8 @@ from runtime.text import columns
 from . import table
 from .rows import layer_sync, vanilla
 from .runs import Run, Step
-from .sweep import Experiment, Setting, classifier_file, sweep
+from .scoring import classifier_file
+from .sweep import Experiment, Setting, sweep
 
 NOISE = 0.3  # share of noise in what the probed features see
 PROBED = 6000  # training images at most: two thirds to fit a probe to, the rest to test it on

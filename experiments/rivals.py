@@ -10,13 +10,14 @@ from runtime.entry import run
 
 from .rows import dispersive, layer_sync, method, vanilla
 from .runs import Run
-from .sweep import SMALL_SCORING, Experiment, Setting, sweep
+from .scoring import SCORINGS
+from .sweep import Experiment, Setting, sweep
 
 
 def runs(setting: Setting) -> list[Run]:
     """REPA sees photographs: it is left out where the data are small pictures, or latents. For
     those store its tokens, methods.features --encoder, and give train.py --loss-type external."""
-    seen = setting.dataset not in SMALL_SCORING and not domains.stored_latents(setting.data_path)
+    seen = setting.dataset not in SCORINGS and not domains.stored_latents(setting.data_path)
     encoders = [method("repa")] if seen else []
     return [vanilla(), layer_sync(), dispersive(), method("sra"), method("sra2"), *encoders]
 

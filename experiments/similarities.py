@@ -16,7 +16,8 @@ SIMILARITIES = ("cosine", "centred", "spatial", "smooth_l1", "relation")
 
 def runs(setting: Setting) -> list[Run]:
     """All at the preset's weight, though they are of different scale: read each row's gradient
-    ratio, which the curves show, and repeat the table with -- --reg-weight W."""
+    ratio, which the curves show, and repeat the table with -- --reg-weight W. Of images, TRD is
+    the relation."""
     seen = max(1, setting.steps // 10)
     return [
         vanilla(),

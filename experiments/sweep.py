@@ -41,6 +41,7 @@ from .runs import (
     spread,
     typed,
 )  # fmt: skip
+from .scoring import PAPER, SCORINGS, Scoring, data_words
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class SweepFlags:
     results: Path = Path("results/experiments")  # runs lie in RESULTS/EXPERIMENT/NAME-seedK
     samples: int | None = None  # images per run that are scored; None: 50,000, fewer of small data
     per_proc_batch_size: int | None = None  # of sampling; None: 50, or more of small images
-    reference: str | None = None  # real images; None: ADM's file, or the small data set itself
+    reference: str | None = None  # real samples, T2M's folder; None: those of the data set's kind
     jobs: int | None = None  # runs at the same time; None: as many as the GPUs allow, 1 on a CPU
     gpus_per_run: int = 1  # train and sample under torchrun on so many
     slurm: tuple[str, ...] = ()  # submit to Slurm with these of sbatch's: partition=gpu time=1440
@@ -78,28 +79,7 @@ class Setting(NamedTuple):
     teacher: int
 
 
-class Scoring(NamedTuple):
-    """How samples of a data set are drawn and what they are compared with."""
-
-    samples: int
-    batch: int
-    time_points: int | None  # of the sampler; None: the protocol's
-    reference: str
-    extractor: str
-
-    def sample_words(self) -> list[str]:
-        words = ["--num-fid-samples", str(self.samples), "--per-proc-batch-size", str(self.batch)]
-        if self.time_points is None:
-            return words
-        return [*words, "--num-sampling-steps", str(self.time_points)]
-
-
 EMA_SHARE = 0.05  # of a run, at most, the half-life of the EMA
-PAPER_SCORING = Scoring(50_000, 50, None, "VIRTUAL_imagenet256_labeled.npz", "inception")
-SMALL_SCORING = {  # --dataset_name -> its own; all others are scored as in the paper
-    "digits": Scoring(500, 100, 25, "digits", "classifier"),
-    "fashion-mnist": Scoring(10_000, 250, 25, "fashion-mnist", "classifier"),
-}
 
 
 @dataclass(frozen=True)
@@ -216,33 +196,19 @@ def scoring_of(config: TrainConfig, flags: SweepFlags) -> tuple[Scoring, list[St
     """How this data set is scored, and what has to be made once before.
 
     Raises:
-        InputError: the reference is a file that is not there, said before days of training.
+        InputError: the reference is a file or a folder that is not there, said before days of
+            training.
     """
-    scoring = SMALL_SCORING.get(config.dataset_name, PAPER_SCORING)
-    scoring = scoring._replace(
+    scoring = SCORINGS.get(config.dataset_name, PAPER)
+    scoring = dataclasses.replace(
+        scoring,
         samples=flags.samples or scoring.samples,
         batch=flags.per_proc_batch_size or scoring.batch,
         reference=flags.reference or scoring.reference,
     )
-    is_file = scoring.reference.endswith(".npz")
-    if is_file and not flags.dry_run and not Path(scoring.reference).is_file():
-        raise InputError(f"--reference {scoring.reference}: there is no such file")
-    if scoring.extractor != "classifier":
-        return scoring, []
-    # Scores are comparable only under one classifier, so all sweeps of a results folder share it.
-    file = classifier_file(flags.results, config.dataset_name)
-    words = ["-m", "evaluations.images", "train-classifier"]
-    words += ["--dataset_name", config.dataset_name, "--out", str(file), *data_words(config)]
-    step = Step(f"classifier-{config.dataset_name}", words, file)
-    return scoring._replace(extractor=f"classifier:{file}"), [step]
-
-
-def classifier_file(results: Path, dataset: str) -> Path:
-    return results / f"classifier-{dataset}.pt"
-
-
-def data_words(config: TrainConfig) -> list[str]:
-    return [] if config.data_path is None else ["--data-path", config.data_path]
+    if not flags.dry_run:
+        scoring.check()
+    return scoring.prepared(config, flags.results)
 
 
 def planned(
@@ -286,11 +252,10 @@ def planned(
         sample = ["sample_ddp.py", "--protocol", experiment.protocol, "--ckpt", str(ckpt), *own]
         sample += [*scoring.sample_words(), "--global-seed", str(run.seed)]
         sample += ["--sample-dir", str(folder), "--name", way, *common]
-        score = ["-m", "evaluations.images", scoring.reference, str(folder / f"{way}.npz")]
-        score += ["--extractor", scoring.extractor]
+        score = [*scoring.score_words(folder / f"{way}.npz", config), *device_words(flags)]
         steps += [
             Step(way, spread(sample, flags.gpus_per_run), folder / f"{way}.json"),
-            Step(f"{way}.score", [*score, *common], folder / f"{way}.score.json"),
+            Step(f"{way}.score", score, folder / f"{way}.score.json"),
         ]
     record = {
         "experiment": experiment.name, "reproduces": experiment.title, "preset": setting.preset,

@@ -13,13 +13,15 @@ from typing import Any
 import tyro
 
 from evaluations import pages
-from evaluations.images.report import NAMES
+from evaluations.images.report import NAMES as OF_IMAGES
 from evaluations.metrics import mean_interval
+from evaluations.motion.report import NAMES as OF_MOTION
 from runtime import checkpoint
 from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import atomic_write, read_json
 
+NAMES = OF_IMAGES | OF_MOTION
 HELD_OUT = "held-out loss"
 # What a log line has besides losses and scores: it depends on the machine, not on the method.
 OF_THE_MACHINE = {"images_per_second", "mfu", "data_wait", "seconds_left", "skipped"}

@@ -8,12 +8,13 @@ from .dispersive import Dispersive, dispersion
 from .layersync import LayerSync
 from .pairs import admissible_pairs, check_pairs, default_pair, default_weight
 from .projector import TokenConvolution, mlp
-from .recording import record_blocks
+from .recording import find_blocks, record_blocks
 from .regulariser import Context, Regulariser
+from .relations import check_pool, relation, trd
 from .schedules import SCHEDULES, constant, cosine_decay, linear_decay, sra_decay, stop_at
-from .similarity import SIMILARITIES, centred, cosine, relation, smooth_l1, spatial
+from .similarity import SIMILARITIES, centred, cosine, smooth_l1, spatial
 from .sra import SRA, SRA2, patchify
-from .telemetry import alarms, effective_rank, statistics
+from .telemetry import alarms, effective_rank, gradient_ratio, statistics
 
 __all__ = [
     "SCHEDULES",
@@ -31,6 +32,7 @@ __all__ = [
     "alarms",
     "centred",
     "check_pairs",
+    "check_pool",
     "constant",
     "cosine",
     "cosine_decay",
@@ -38,6 +40,8 @@ __all__ = [
     "default_weight",
     "dispersion",
     "effective_rank",
+    "find_blocks",
+    "gradient_ratio",
     "linear_decay",
     "mlp",
     "patchify",
@@ -48,4 +52,5 @@ __all__ = [
     "sra_decay",
     "statistics",
     "stop_at",
+    "trd",
 ]

@@ -121,10 +121,10 @@ class LayerSync(Regulariser):
         source = context.teacher if self.teacher_blocks else context.blocks
         found = {}
         for moving, target in self.directed:
-            features = source[target]
+            features, counted = source[target], context.token_mask
             if self.teacher == "other_image":
-                features, _ = previous_image(features, None)
-            for name, value in statistics(context.blocks[moving], features).items():
+                features, counted = previous_image(features, counted)
+            for name, value in statistics(context.blocks[moving], features, counted).items():
                 found[f"{name} {moving}:{target}"] = value
         return found
 

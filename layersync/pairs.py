@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 # depth: ((student, teacher), weight), from Tables 10 and 11; S shares B's depth and so its row.
 PUBLISHED = {
+    8: ((3, 6), 0.2),  # MDM; the paper does not state its weight
     12: ((4, 7), 0.3),  # SiT-B
     24: ((8, 18), 0.2),  # SiT-L
     28: ((8, 16), 0.2),  # SiT-XL

@@ -1,15 +1,40 @@
 """Features of chosen blocks of any torch model, through hooks that live only inside a `with`."""
 
-from collections.abc import Collection, Iterator, Sequence
+import difflib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
+def find_blocks(model: nn.Module, *names: str) -> list[nn.Module]:
+    """The modules of these names, in this order; of a ModuleList or Sequential, its members.
+
+        find_blocks(flux, "transformer_blocks", "single_transformer_blocks")  # counted through
+
+    Raises:
+        ValueError: a name that the model does not have, with the nearest ones.
+    """
+    known = dict(model.named_modules(remove_duplicate=False))
+    blocks: list[nn.Module] = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, filter(None, known), n=3, cutoff=0)
+            raise ValueError(
+                f"no module {name!r} in {type(model).__name__}: near are {', '.join(near)}"
+            )
+        module = known[name]
+        blocks.extend(module if isinstance(module, (nn.ModuleList, nn.Sequential)) else [module])
+    return blocks
+
+
 @contextmanager
 def record_blocks(
-    modules: Sequence[nn.Module], numbers: Collection[int]
+    modules: Sequence[nn.Module],
+    numbers: Collection[int],
+    tokens: Callable[[Any], Any] | None = None,
 ) -> Iterator[dict[int, Tensor]]:
     """Record the outputs of blocks `numbers` (counted from 1) while the `with` is open.
 
@@ -19,11 +44,17 @@ def record_blocks(
 
     The hooks only store the tensor, with its graph. They are gone when the `with` ends, so that
     sampling keeps nothing and activation checkpointing may recompute unseen in the backward pass.
-    A block that returns a tuple is represented by its first element.
+
+    Args:
+        modules: all blocks of the model, in order: `model.blocks`, or `find_blocks(model, ...)`.
+        tokens: picks the tokens (B, N, D) out of what a block returns, e.g.
+            `lambda output: output[1]`. It may index, slice and transpose, but not compute: what it
+            saved for the backward pass would confuse checkpointing. Without it, a block that
+            returns a tuple is represented by the only tensor (B, N, D) of the tuple.
 
     Raises:
-        ValueError: a number outside the blocks; a block whose output is no (B, N, D) tensor;
-            reentrant checkpointing, which would cut the features from the graph.
+        ValueError: a number outside the blocks; a block whose output has no (B, N, D) tensor, or
+            several; reentrant checkpointing, which would cut the features from the graph.
     """
     for number in numbers:
         if not 1 <= number <= len(modules):
@@ -35,15 +66,12 @@ def record_blocks(
 
     def hook_of(number: int):
         def hook(_module, _inputs, output) -> None:
-            features = output[0] if isinstance(output, tuple) else output
-            if not isinstance(features, Tensor) or features.ndim != 3:
-                raise ValueError(f"block {number} returns no (batch, tokens, width) tensor")
             if training and not torch.is_grad_enabled():
                 raise ValueError(
                     f"block {number} ran without gradients inside record_blocks: use "
                     "checkpoint(..., use_reentrant=False), or close the `with` before no_grad code"
                 )
-            blocks[number] = features
+            blocks[number] = only_tokens(number, tokens(output) if tokens else output)
 
         return hook
 
@@ -52,3 +80,23 @@ def record_blocks(
             handle = modules[number - 1].register_forward_hook(hook_of(number))
             stack.callback(handle.remove)
         yield blocks
+
+
+def only_tokens(number: int, output: Any) -> Tensor:
+    """The (B, N, D) tensor that a block's output is, or that alone is in the tuple."""
+    found = [
+        one
+        for one in (output if isinstance(output, tuple) else (output,))
+        if isinstance(one, Tensor) and one.ndim == 3
+    ]
+    if not found:
+        raise ValueError(
+            f"block {number} returns no (batch, tokens, width) tensor: make one of what it "
+            "returns with record_blocks(..., tokens=lambda output: ...)"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"block {number} returns {len(found)} (batch, tokens, width) tensors, of text and of "
+            "images perhaps: choose with record_blocks(..., tokens=lambda output: output[1])"
+        )
+    return found[0]

@@ -2,7 +2,7 @@
 
 The larger the more alike: the distances among them are negative. `mask` is (B, N), true where a
 token counts; None counts all. Pass one as `LayerSync(pairs, similarity=SIMILARITIES["spatial"])`,
-its options through `functools.partial`.
+its options through `functools.partial`; `trd` does not go without: `partial(trd, frames=9)`.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .precision import float32_product
 from .ranks import sum_over_ranks
+from .relations import relation, trd
 
 Similarity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -104,26 +104,12 @@ def smooth_l1(
     return mean_over_tokens(-distance.mean(-1), mask)
 
 
-def relation(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Minus the distance of the two token-by-token cosine matrices of each image.
-
-    The spatial term of TRD (the paper's Eq. 5) for one frame, |G_student - G_teacher| in the mean
-    over all pairs of tokens: a rotation of either block's channels does not matter.
-    """
-    matrices = []
-    for features in (student, teacher):
-        unit = F.normalize(features.float(), dim=-1)
-        matrices.append(float32_product(unit, unit.mT))
-    distance = (matrices[0] - matrices[1]).abs()
-    pairs = None if mask is None else (mask[:, :, None] * mask[:, None]).flatten(1)
-    return mean_over_tokens(-distance.flatten(1), pairs)
-
-
-SIMILARITIES: dict[str, Similarity] = {
+SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "cosine": cosine,
     "centred": centred,
     "centred_all": partial(centred, all_ranks=True),
     "spatial": spatial,
     "smooth_l1": smooth_l1,
     "relation": relation,
+    "trd": trd,
 }

@@ -97,7 +97,8 @@ class SRA(Regulariser):
     def telemetry(self, context: Context) -> dict[str, Tensor]:
         """`statistics` of the pair, before the head."""
         (student,), (teacher,) = self.blocks, self.teacher_blocks
-        found = statistics(context.blocks[student], context.teacher[teacher])
+        seen = context.blocks[student], context.teacher[teacher]
+        found = statistics(*seen, context.token_mask)
         return {f"{name} {student}:{teacher}": value for name, value in found.items()}
 
     def extra_repr(self) -> str:

@@ -1,13 +1,15 @@
 """What is logged of a pair of blocks. Tensors stay on the device until the loop reads them."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from .precision import float32_product
-from .similarity import cosine, mean_image
+from .similarity import cosine, mean_image, mean_over_tokens
 
 
-def effective_rank(tokens: Tensor) -> Tensor:
+def effective_rank(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """How many directions the features fill: (tr C)^2 / tr C^2 of the tokens' covariance C.
 
     The participation ratio, from 1, a line, to D, all alike; 0 where all tokens are equal. The
@@ -16,9 +18,12 @@ def effective_rank(tokens: Tensor) -> Tensor:
 
     Args:
         tokens: (M, D) in float32.
+        mask: true for the M tokens that count, of any shape.
     """
-    tokens = tokens - tokens.mean(0)
-    covariance = float32_product(tokens.mT[None], tokens[None])[0] / len(tokens)
+    counts = tokens.new_ones(len(tokens), 1) if mask is None else mask.reshape(-1, 1).to(tokens)
+    number = counts.sum().clamp(min=1)
+    tokens = (tokens - (tokens * counts).sum(0) / number) * counts
+    covariance = float32_product(tokens.mT[None], tokens[None])[0] / number
     trace = covariance.trace()
     return trace.square() / covariance.square().sum().clamp(min=torch.finfo(tokens.dtype).tiny)
 
@@ -27,8 +32,8 @@ IDENTITY = 10  # steps in which adaLN-zero blocks may still be the identity
 
 
 @torch.no_grad()
-def statistics(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-    """0-dim float32 tensors of features (B, N, D) and (B, N, D).
+def statistics(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """0-dim float32 tensors of features (B, N, D) and (B, N, D), of the tokens where mask (B, N).
 
     cosine: near 1 before any training, since adaLN-zero blocks start as the identity: no success.
     centred: the cosine without each position's mean over the batch, which all images share.
@@ -36,13 +41,36 @@ def statistics(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     teacher_rank: `effective_rank` of all tokens; its fall is the teacher's collapse.
     """
     student, teacher = student.float(), teacher.float()
+    centred = (tokens - mean_image(tokens, mask) for tokens in (student, teacher))
     return {
-        "cosine": cosine(student, teacher),
-        "centred": cosine(student - mean_image(student, None), teacher - mean_image(teacher, None)),
-        "student_norm": student.norm(dim=-1).mean(),
-        "teacher_norm": teacher.norm(dim=-1).mean(),
-        "teacher_rank": effective_rank(teacher.flatten(0, 1)),
+        "cosine": cosine(student, teacher, mask),
+        "centred": cosine(*centred, mask),
+        "student_norm": mean_over_tokens(student.norm(dim=-1), mask),
+        "teacher_norm": mean_over_tokens(teacher.norm(dim=-1), mask),
+        "teacher_rank": effective_rank(teacher.flatten(0, 1), mask),
     }
+
+
+def gradient_ratio(term: Tensor, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """Norm of the gradient of `term` over that of `loss`, before either is backpropagated.
+
+    For a loop of one's own, now and then: it costs two backward passes and changes nothing. Times
+    `sync.weight(step)` it is what `train.py` logs as `grad_ratio`; under DDP, of this rank alone.
+
+        ratio = sync.weight(step) * gradient_ratio(sync(blocks), loss, model.parameters())
+
+    Returns:
+        A 0-dim float32 tensor; 0 if nothing that is trained lies below the student.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+
+    def norm(scalar: Tensor) -> Tensor:
+        if not scalar.requires_grad:
+            return torch.zeros_like(scalar)
+        found = torch.autograd.grad(scalar, trained, retain_graph=True, materialize_grads=True)
+        return torch.stack([gradient.float().norm() for gradient in found]).norm()
+
+    return norm(term) / norm(loss)
 
 
 FALLEN = 0.1  # a share of the first value that is seen

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from domains import Domain
-from models import SiT
+from models import Denoiser
 from runtime.config import TrainConfig, foreign_to
 from runtime.errors import InputError
 
@@ -14,7 +14,7 @@ from .rivals import dispersive, external, repa, sra, sra2
 
 __all__ = ["METHODS", "Method", "check_flags"]
 
-Builder = Callable[[TrainConfig, SiT, Domain], tuple[TrainConfig, Method]]
+Builder = Callable[[TrainConfig, Denoiser, Domain], tuple[TrainConfig, Method]]
 
 METHODS: dict[str, Builder] = {
     "layer_sync": layer_sync,

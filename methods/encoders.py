@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from domains import Batch, Domain
-from domains.latents import LatentDomain
 from evaluations.extractors.timm import Asked
 from evaluations.extractors.vit import VisionTransformer
 from runtime.errors import InputError
@@ -21,12 +20,14 @@ class EncoderTargets:
     def __init__(
         self, name: str, weights: str | None, grid: tuple[int, ...], domain: Domain
     ) -> None:
-        if isinstance(domain, LatentDomain):
+        if domain.stored_in:
             raise InputError(
-                f"--loss-type repa sees images, but {domain.source.called} holds latents: train on "
+                f"--loss-type repa sees images, but {domain.stored_in} holds latents: train on "
                 "images, or store the encoder's tokens with methods.features --encoder and use "
                 "--loss-type external"
             )
+        if not domain.has_pictures:
+            raise InputError(f"--loss-type repa sees images, and {domain.name} has none")
         asked = Asked(f"--repa-encoder {name}", "--repa-weights")
         self.encoder = VisionTransformer(name, weights, grid, asked)
         self.width = self.encoder.width

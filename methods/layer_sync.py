@@ -1,11 +1,21 @@
 """LayerSync and its ablations, and plain SiT."""
 
+from functools import partial
+
 import torch
-from torch import nn
 
 from domains import Domain
-from layersync import SIMILARITIES, LayerSync, check_pairs, default_pair, default_weight
-from models import SiT
+from layersync import (
+    SIMILARITIES,
+    LayerSync,
+    check_pairs,
+    check_pool,
+    default_pair,
+    default_weight,
+    trd,
+)
+from layersync.similarity import Similarity
+from models import Denoiser
 from runtime.config import TrainConfig
 from runtime.errors import InputError
 from runtime.random import seed_of
@@ -13,17 +23,19 @@ from runtime.random import seed_of
 from .method import Method, literal, schedule_of, settled
 
 
-def vanilla(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+def vanilla(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConfig, Method]:
     return config, Method()
 
 
-def layer_sync(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+def layer_sync(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConfig, Method]:
     student, teacher = default_pair(model.depth)
     config = settled(config, encoder_depth=student, gt_encoder_depth=teacher)
-    return synced([(config.encoder_depth, config.gt_encoder_depth)], config, model)
+    return synced([(config.encoder_depth, config.gt_encoder_depth)], config, model, domain)
 
 
-def multiple_sync(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+def multiple_sync(
+    config: TrainConfig, model: Denoiser, domain: Domain
+) -> tuple[TrainConfig, Method]:
     try:
         pairs = [(student, teacher) for student, teacher in literal(config.multi_blocks_match)]
     except (ValueError, TypeError):
@@ -33,19 +45,25 @@ def multiple_sync(config: TrainConfig, model: SiT, domain: Domain) -> tuple[Trai
             f"--multi-blocks-match {config.multi_blocks_match!r} names no pairs: "
             "write it like '[(2,6),(4,8)]'"
         )
-    return synced(pairs, config, model)
+    return synced(pairs, config, model, domain)
+
+
+# --similarity -> weight, where it is not the cosine's. The paper states none for TRD; this is
+# VideoREPA's. The public fine-tuning code has 0.002, for the cosine.
+WEIGHTS = {"trd": 0.5}
 
 
 def synced(
-    pairs: list[tuple[int, int]], config: TrainConfig, model: SiT
+    pairs: list[tuple[int, int]], config: TrainConfig, model: Denoiser, domain: Domain
 ) -> tuple[TrainConfig, Method]:
     check_pairs(pairs, model.depth)
-    config = settled(config, reg_weight=default_weight(model.depth))
+    weight = WEIGHTS.get(config.similarity, default_weight(model.depth))
+    config = settled(config, reg_weight=weight)
     sync = LayerSync(
         pairs,
         config.reg_weight,
         schedule=schedule_of(config),
-        similarity=SIMILARITIES[config.similarity],
+        similarity=similarity_of(config, model, domain),
         stop_gradient=config.stop_gradient,
         reverse=config.reverse_sync,
         teacher=config.teacher,
@@ -55,12 +73,37 @@ def synced(
     return config, Method(sync, teacher=teacher, least_images=2 if compares_images else 1)
 
 
-def random_teacher(model: SiT, seed: int) -> SiT:
+def similarity_of(config: TrainConfig, model: Denoiser, domain: Domain) -> Similarity:
+    """--similarity and its flags, for the model's tokens: of 3 axes the first one counts frames.
+
+    Raises:
+        InputError: flags of TRD for another one, or a pool that does not fit.
+    """
+    name = config.similarity
+    if name != "trd":
+        for flag, value in (("margin", config.trd_margin), ("pool", config.trd_pool)):
+            if value:
+                raise InputError(
+                    f"--trd-{flag} has no meaning for --similarity {name}: leave it out"
+                )
+        return SIMILARITIES[name]
+    frames, *grid = model.grid if len(model.grid) == 3 else (1, *model.grid)
+    if config.trd_pool:
+        if domain.pads and config.sync_tokens == "valid":
+            raise InputError(
+                f"--trd-pool: samples of {domain.name} are padded; give --sync-tokens padded"
+            )
+        try:
+            check_pool(config.trd_pool, grid)
+        except ValueError as error:
+            raise InputError(f"--trd-pool: {error}") from error
+    return partial(trd, frames=frames, margin=config.trd_margin, grid=grid, pool=config.trd_pool)
+
+
+def random_teacher(model: Denoiser, seed: int) -> Denoiser:
     """A frozen model of random weights, whose blocks do something: as SiT begins they do not."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "random teacher"))
-        teacher = SiT(**model.config, class_dropout_prob=0.0)
-        for block in teacher.blocks:
-            nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.02)
-            nn.init.normal_(block.adaLN_modulation[-1].bias, std=0.2)
+        teacher = model.like()
+        teacher.randomize_gates()
     return teacher.eval().requires_grad_(False)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from domains import Domain
 from layersync import SRA, SRA2, Alignment, Dispersive, Target
 from layersync.schedules import Schedule, sra_decay
-from models import SiT
+from models import Denoiser
 from runtime.config import TrainConfig
 from runtime.errors import InputError
 
@@ -27,7 +27,11 @@ DISPERSIVE = {
 }
 
 
-def dispersive(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+def dispersive(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConfig, Method]:
+    if domain.pads:
+        raise InputError(
+            f"--loss-type dispersive compares whole samples, and those of {domain.name} are padded"
+        )
     chosen = DISPERSIVE[config.disp_variant]
     block = max(1, model.depth // 4) if chosen.quarter else model.depth
     config = settled(config, encoder_depth=block, reg_weight=chosen.weight, disp_tau=chosen.tau)
@@ -48,7 +52,7 @@ REPA = {"repa": (0.5, "mlp", False), "irepa": (1.0, "conv", True)}
 REPA_BLOCK = {12: 4, 24: 8, 28: 8}  # B, L, XL; else a third of the depth
 
 
-def repa(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+def repa(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConfig, Method]:
     weight, head, spatial_norm = REPA[config.repa_variant]
     block = REPA_BLOCK.get(model.depth, max(1, model.depth // 3))
     config = settled(config, encoder_depth=block, reg_weight=weight)
@@ -62,7 +66,7 @@ def repa(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, 
     return config, Method(alignment, targets)
 
 
-def external(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+def external(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConfig, Method]:
     """Features that were stored before: any number of targets, each at its block."""
     asked = targets_of(config.targets)
     config = settled(config, reg_weight=0.5)
@@ -97,7 +101,7 @@ def targets_of(asked: str) -> list[tuple[int, str, float]]:
     return found
 
 
-def check_tokens(store: FeatureStore, model: SiT) -> None:
+def check_tokens(store: FeatureStore, model: Denoiser) -> None:
     """
     Raises:
         InputError: as many tokens as another grid than the model's has.
@@ -119,8 +123,10 @@ def sra_pair(depth: int) -> tuple[int, int]:
     return SRA_PAIRS.get(depth, (max(1, depth // 4), max(2, 3 * depth // 4)))
 
 
-def sra(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+def sra(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConfig, Method]:
     student, teacher = sra_pair(model.depth)
+    if config.sra_cos_axis == "tokens" and domain.pads:
+        raise InputError(f"--sra-cos-axis tokens: samples of {domain.name} are padded")
     distance, weight, decays = SRA_SETTINGS[config.sra_variant]
     config = settled(config, encoder_depth=student, gt_encoder_depth=teacher, reg_weight=weight)
     schedule = schedule_of(config)
@@ -144,7 +150,7 @@ def sra(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, M
     )
 
 
-def sra2(config: TrainConfig, model: SiT, domain: Domain) -> tuple[TrainConfig, Method]:
+def sra2(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConfig, Method]:
     student, _ = sra_pair(model.depth)
     config = settled(config, encoder_depth=student, reg_weight=1.0)
     return config, Method(
@@ -163,7 +169,7 @@ def times(one: Schedule, other: Schedule) -> Schedule:
     return lambda step: one(step) * other(step)
 
 
-def checked(block: int, model: SiT) -> int:
+def checked(block: int, model: Denoiser) -> int:
     if not 1 <= block <= model.depth:
         raise InputError(
             f"block {block} does not exist: --encoder-depth and --gt-encoder-depth are 1 to "

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from domains import Batch, Domain
+from domains.image_store import MomentStore
 from domains.images import ImageDomain
 from domains.latents import LatentDomain
-from domains.store import MomentStore
 from runtime.errors import InputError
 
 FORMAT = "layersync features 1"

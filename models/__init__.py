@@ -1,18 +1,25 @@
 """Networks: x_t, t, condition -> Output(pred, blocks). `from models import SiT_models`."""
 
 from .checkpoints import adapt, architecture_of, check_state, load
+from .denoiser import Denoiser, Output, Task
 from .flops import train_flops
-from .sit import SIZES, Output, SiT, SiT_models, architecture
+from .mdm import MDM
+from .names import architecture, create
+from .sit import SIZES, SiT, SiT_models
 
 __all__ = [
+    "MDM",
     "SIZES",
+    "Denoiser",
     "Output",
     "SiT",
     "SiT_models",
+    "Task",
     "adapt",
     "architecture",
     "architecture_of",
     "check_state",
+    "create",
     "load",
     "train_flops",
 ]

@@ -1,12 +1,14 @@
-"""From tensors to a network: what a SiT, LayerSync or REPA file says of its own architecture."""
+"""From tensors to a network: what a file of SiT, LayerSync, REPA or MDM says of what it holds."""
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import mdm
+from .denoiser import Denoiser
 from .embedders import TimestepEmbedder
 from .sit import SIZES, SiT
 
@@ -43,7 +45,9 @@ def forward_time(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def architecture_of(weights: dict[str, Tensor]) -> dict[str, Any]:
+def architecture_of(
+    weights: dict[str, Tensor], args: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Arguments of SiT read off a public 2-D state dict's tensors.
 
     Raises:
@@ -76,31 +80,61 @@ def architecture_of(weights: dict[str, Tensor]) -> dict[str, Any]:
     )
 
 
+class Family(NamedTuple):
+    """Networks of one kind, recognized by the name of a tensor."""
+
+    tensor: str
+    blocks: str  # how the names of its blocks' tensors begin
+    network: Callable[..., Denoiser]
+    architecture_of: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Any]]
+    own_weights: Callable[..., dict[str, Tensor]]
+
+
+def bare_sit(**config: Any) -> SiT:
+    return SiT(**config, class_dropout_prob=0.0)
+
+
+FAMILIES = (
+    Family(
+        "input_process.poseEmbedding.weight", "seqTransEncoder.layers.",
+        mdm.MDM, mdm.architecture_of, mdm.own_weights,
+    ),
+    Family("", "blocks.", bare_sit, architecture_of, own_weights),  # the others
+)  # fmt: skip
+
+
+def family_of(weights: dict[str, Tensor]) -> Family:
+    return next(family for family in FAMILIES if not family.tensor or family.tensor in weights)
+
+
 def load(
     weights: dict[str, Tensor],
     config: dict[str, Any] | None = None,
     *,
+    args: dict[str, Any] | None = None,
     reversed_time: bool = False,
-) -> SiT:
+) -> Denoiser:
     """The network of a checkpoint's weights, in eval mode on the CPU.
 
     Args:
         weights: a state dict; see `own_weights`.
-        config: the arguments of SiT, where the checkpoint stores them; else read off the tensors.
+        config: the network's arguments, where the checkpoint stores them; else they are read off
+            the tensors, and off the flags `args` of its run.
 
     Raises:
         ValueError: naming the first tensor that does not fit.
     """
-    config = config or architecture_of(weights)
-    own = own_weights(weights, reversed_time)
+    family = family_of(weights)
+    config = config or family.architecture_of(weights, args or {})
+    own = family.own_weights(weights, reversed_time)
     try:
         with torch.device("meta"):
-            model = SiT(**config, class_dropout_prob=0.0)
+            model = family.network(**config)
     except TypeError as error:
-        raise ValueError(f"its stored architecture is not that of a SiT ({error})") from error
+        raise ValueError(f"its stored architecture is not that of its tensors ({error})") from error
     check_state(model, own)
     model.load_state_dict(own, assign=True)  # no time spent on initial values
-    model.t_embedder.reset_frequencies()
+    model.restore_buffers()
     return model.eval()
 
 
@@ -125,7 +159,7 @@ def check_state(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def adapt(
-    weights: dict[str, Tensor], model: SiT, *, reversed_time: bool = False,
+    weights: dict[str, Tensor], model: Denoiser, *, reversed_time: bool = False,
     pruned: Collection[int] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
     """Weights for fine-tuning `model`: other classes get `model`'s own fresh rows (the null row is
@@ -134,8 +168,10 @@ def adapt(
     Raises:
         ValueError: a difference that fine-tuning cannot bridge, naming the tensor.
     """
-    weights = without_blocks(own_weights(weights, reversed_time), pruned)
-    left = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    family = family_of(weights)
+    weights = family.own_weights(weights, reversed_time)
+    left = depth_of(weights, family.blocks) - len(set(pruned))
+    weights = without_blocks(weights, pruned, family.blocks)
     if pruned and left != model.depth:
         raise ValueError(
             f"{left} blocks are left, and the model has {model.depth}: give --depth {left}"
@@ -154,7 +190,14 @@ def adapt(
     return weights
 
 
-def without_blocks(weights: dict[str, Tensor], numbers: Collection[int]) -> dict[str, Tensor]:
+def depth_of(weights: dict[str, Tensor], blocks: str) -> int:
+    """How many blocks a state dict has whose tensors' names begin by `blocks`."""
+    return len({n.removeprefix(blocks).split(".")[0] for n in weights if n.startswith(blocks)})
+
+
+def without_blocks(
+    weights: dict[str, Tensor], numbers: Collection[int], blocks: str = "blocks."
+) -> dict[str, Tensor]:
     """Weights of a shallower model: blocks, counted from 1, are taken out and the rest renumbered.
 
     Raises:
@@ -162,18 +205,18 @@ def without_blocks(weights: dict[str, Tensor], numbers: Collection[int]) -> dict
     """
     if not numbers:
         return weights
-    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    depth = depth_of(weights, blocks)
     kept = [number for number in range(1, depth + 1) if number not in numbers]
     if len(kept) != depth - len(set(numbers)) or not kept:
         raise ValueError(f"blocks {sorted(numbers)} cannot be taken out of {depth}")
     place = {number - 1: index for index, number in enumerate(kept)}
     found = {}
     for name, value in weights.items():
-        if name.startswith("blocks."):
-            _, index, rest = name.split(".", 2)
+        if name.startswith(blocks):
+            index, rest = name.removeprefix(blocks).split(".", 1)
             if int(index) not in place:
                 continue
-            name = f"blocks.{place[int(index)]}.{rest}"
+            name = f"{blocks}{place[int(index)]}.{rest}"
         found[name] = value
     return found
 

@@ -3,10 +3,10 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .sit import SiT
+from .denoiser import Denoiser
 
 
-def train_flops(model: SiT) -> float:
+def train_flops(model: Denoiser) -> float:
     """FLOPs of the forward and backward pass of one image, 2 per multiply-add: what MFU counts,
     without recomputation, regularisers, optimizer or VAE.
 
@@ -17,12 +17,11 @@ def train_flops(model: SiT) -> float:
     return one + (model.depth - 1) * (two - one)  # its blocks are alike
 
 
-def counted(model: SiT, depth: int) -> int:
-    config = model.config | {"depth": depth}
+def counted(model: Denoiser, depth: int) -> int:
     with torch.device("meta"):
-        copy = SiT(**config, class_dropout_prob=0.0)
-        x = torch.empty(1, model.in_channels, *config["input_size"])
-        y = torch.empty(1, model.num_classes) if config["multi_label"] else torch.zeros(1).long()
+        copy = model.like(depth=depth)
+        x = torch.empty(1, model.in_channels, *model.config["input_size"])
+        cond = copy.example_condition()
         with FlopCounterMode(display=False) as counter:
-            copy(x, torch.empty(1), y).pred.sum().backward()
+            copy(x, torch.empty(1), **cond).pred.sum().backward()
     return counter.get_total_flops()

@@ -1,14 +1,13 @@
 """SiT (arXiv 2401.08740) over 1-, 2- or 3-D grids; the 2-D case is the public network."""
 
-from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from .denoiser import Denoiser, Output, Task
 from .embedders import (
     ClassEmbedder,
     MultiLabelEmbedder,
@@ -18,13 +17,6 @@ from .embedders import (
 )
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-class Output(NamedTuple):
-    """pred is like x; blocks is {number: (B, N, D)} for the blocks asked for, else empty."""
-
-    pred: Tensor | None  # None where only blocks were asked for
-    blocks: dict[int, Tensor]
 
 
 class PatchEmbed(nn.Module):
@@ -99,7 +91,7 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
-class SiT(nn.Module):
+class SiT(Denoiser):
     """Scalable interpolant transformer.
 
     Args:
@@ -156,8 +148,6 @@ class SiT(nn.Module):
         self.learn_sigma = learn_sigma
         self.patch = patch
         self.grid = tuple(n // p for n, p in zip(axes, patch, strict=True))
-        self.activation_checkpointing = False
-        self.skipped_blocks: frozenset[int] = frozenset()
 
         out_channels = in_channels * 2 if learn_sigma else in_channels
         condition = MultiLabelEmbedder if multi_label else ClassEmbedder
@@ -175,10 +165,6 @@ class SiT(nn.Module):
         )
         self.final_layer = FinalLayer(hidden_size, out_channels * self.patch_volume)
         self.initialize_weights()
-
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
 
     @property
     def attention_shape(self) -> tuple[int, int, int]:
@@ -209,33 +195,43 @@ class SiT(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def skip_blocks(self, numbers: Iterable[int]) -> None:
-        """Take blocks out, counted from 1: what they are given passes on (the paper's Table 8).
+    @property
+    def is_conditional(self) -> bool:
+        return self.num_classes > 0
 
-        Raises:
-            ValueError: a block that the model does not have.
-        """
-        self.skipped_blocks = frozenset(numbers)
-        for number in self.skipped_blocks:
-            self.check_block(number)
+    @property
+    def compiled_parts(self) -> list[nn.Module]:
+        return [*self.blocks, self.final_layer]
 
-    def check_block(self, number: int) -> None:
-        if not 1 <= number <= self.depth:
-            raise ValueError(f"block {number} does not exist: choose 1 to {self.depth}")
+    @classmethod
+    def made_for(cls, task: Task, **size: Any) -> "SiT":
+        if task.text_width:
+            raise ValueError(
+                "SiT is conditioned on classes, and the data have texts: give --model MDM"
+            )
+        if task.mask_frames:
+            raise ValueError("--mask-frames: SiT has none, leave it out")
+        return cls(
+            input_size=task.shape[1:], in_channels=task.shape[0], num_classes=task.num_classes,
+            multi_label=task.multi_label, learn_sigma=task.learn_sigma,
+            class_dropout_prob=0.0,  # the loop drops labels itself, a function of (seed, step)
+            **size,
+        )  # fmt: skip
 
-    def compile_blocks(self, **options: Any) -> None:
-        """torch.compile the blocks and the final layer one by one, in place.
+    def like(self, **changes: Any) -> "SiT":
+        return SiT(**self.config | changes, class_dropout_prob=0.0)
 
-        The blocks share one graph, so it takes as long for XL as for S, and features and gradients
-        are there between them. Copy the model before, not after: a copy of a compiled block
-        computes with the original's weights. `options` go to torch.compile, which makes a graph for
-        every batch size, at most `torch._dynamo.config.recompile_limit` of them.
-        """
-        # Sizes are few: guidance within an interval uses two.
-        options = {"fullgraph": True, "dynamic": False} | options
-        for part in (*self.blocks, self.final_layer):
-            # Its forward alone: the hooks of FSDP and of `record_blocks` stay outside.
-            part.forward = torch.compile(part.forward, **options)
+    def example_condition(self) -> dict[str, Tensor]:
+        multi = self.config["multi_label"]
+        return {"y": torch.empty(1, self.num_classes) if multi else torch.zeros(1).long()}
+
+    def restore_buffers(self) -> None:
+        self.t_embedder.reset_frequencies()
+
+    def randomize_gates(self) -> None:
+        for block in self.blocks:
+            nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.02)
+            nn.init.normal_(block.adaLN_modulation[-1].bias, std=0.2)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, N, prod(patch) * C) -> (B, C, *axes)."""
@@ -257,31 +253,18 @@ class SiT(nn.Module):
         Raises:
             ValueError: a block that the model does not have.
         """
-        for number in return_blocks:
-            self.check_block(number)
         x = self.x_embedder(x) + self.pos_embed
         c = self.t_embedder(t) + self.y_embedder(y)
-        blocks = {}
-        for number, block in enumerate(self.blocks, start=1):
-            if number in self.skipped_blocks:
-                pass
-            elif self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, c, use_reentrant=False)
-            else:
-                x = block(x, c)
-            if number in return_blocks:
-                blocks[number] = x
-                if only_blocks and len(blocks) == len(set(return_blocks)):
-                    return Output(None, blocks)
+        x, blocks = self.through_blocks(x, c, return_blocks=return_blocks, only_blocks=only_blocks)
+        if x is None:
+            return Output(None, blocks)
         x = self.unpatchify(self.final_layer(x, c))
         return Output(x.chunk(2, dim=1)[0] if self.learn_sigma else x, blocks)
 
     def null(self, cond: dict[str, Any]) -> dict[str, Any]:
-        """The unconditional counterpart of a batch's condition {"y": ...}."""
         return cond | {"y": self.y_embedder.null(cond.get("y"))}
 
     def drop(self, cond: dict[str, Any], where: Tensor) -> dict[str, Any]:
-        """The condition with its rows at `where` (B,) bool replaced by the null."""
         return cond | {"y": self.y_embedder.drop(cond.get("y"), where)}
 
     def forward_with_cfg(
@@ -311,15 +294,3 @@ SiT_models = {
     for size, shape in SIZES.items()
     for patch in (2, 4, 8, 1)  # 1: a token per latent, for sound
 }
-
-
-def architecture(name: str, **overrides: int | None) -> dict[str, Any]:
-    """Arguments of SiT for a model's name, `overrides` (depth, hidden_size, num_heads) replacing
-    the named size's where they are not None.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name not in SiT_models:
-        raise ValueError(f"unknown model {name!r}; choose from {', '.join(SiT_models)}")
-    return SiT_models[name].keywords | {k: v for k, v in overrides.items() if v is not None}

@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .files import atomic_write
+from .files import atomic_write, read_json
 
 # What torch's restricted unpickler raises on bytes that are not a checkpoint.
 BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)
+# MDM's files have nothing but weights, and its flags in args.json beside them.
+MDM_WEIGHTS = "input_process.poseEmbedding.weight"
+MDM_ARGS = dict(dataset_name="humanml3d", model="MDM", prediction="data")
+MDM_DIFFUSION: dict[str, tuple] = {
+    "diffusion_steps": (1000, 50, "1000", "50"),
+    "noise_schedule": ("cosine",),
+    "sigma_small": (True,),
+}
 # What REPA's flags call the same things.
 REPA_NAMES = {
     "path_type": {"linear": "Linear", "cosine": "GVP"},
@@ -60,6 +68,8 @@ def read(path: str | Path) -> Checkpoint:
         raise InputError(f"checkpoint {path} holds a {type(content).__name__}, not weights")
     if not any(key in content for key in ("ema", "model")):
         content = {"ema": content}
+    if "args" not in content and MDM_WEIGHTS in plain_names(averaged(content), path):
+        content = mdm_content(content, path)
     args = content.get("args") or {}
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     parts = {"args": args, "opt": content.get("opt") or {}}
@@ -71,7 +81,7 @@ def read(path: str | Path) -> Checkpoint:
     for name, ours in REPA_NAMES.items():
         if isinstance(args.get(name), str):
             args[name] = ours.get(args[name], args[name])
-    ema = content.get("ema") or content.get("model")
+    ema = averaged(content)
     return Checkpoint(
         path=path,
         model=plain_names(content.get("model") or {}, path),
@@ -81,6 +91,30 @@ def read(path: str | Path) -> Checkpoint:
         reversed_time="enc_type" in args or "proj_coeff" in args,
         step=step_of(content, path),
     )
+
+
+def averaged(content: dict[str, Any]) -> Any:
+    """The weights to sample from; MDM calls them model_avg."""
+    names = ("ema", "model_avg", "model")
+    return next((content[name] for name in names if content.get(name)), {})
+
+
+def mdm_content(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A released MDM with the flags of its run, called as ours.
+
+    Raises:
+        InputError: it was trained on another diffusion than is sampled here.
+    """
+    file = path.with_name("args.json")
+    args = read_json(file) if file.exists() else {}
+    for name, known in MDM_DIFFUSION.items():
+        if args.get(name, known[0]) not in known:
+            raise InputError(
+                f"{file} has {name} {args[name]!r}: only {' and '.join(map(repr, known))} is "
+                "sampled here"
+            )
+    steps = int(args.get("diffusion_steps", 1000))
+    return content | {"args": args | MDM_ARGS | {"path_type": f"Cosine-{steps}"}}
 
 
 def load_tensors(path: Path) -> Any:

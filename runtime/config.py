@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import tyro
 
@@ -15,8 +15,9 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class TransportFlags:
-    path_type: Literal["Linear", "GVP", "VP"] = "Linear"  # interpolant between noise and data
-    prediction: Literal["velocity", "score", "noise"] = "velocity"  # what the network predicts
+    # interpolant between noise and data; Cosine-N is a discrete diffusion of N steps, as MDM's
+    path_type: Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50"] = "Linear"
+    prediction: Literal["velocity", "score", "noise", "data"] = "velocity"  # by the network
     loss_weight: Literal["velocity", "likelihood"] | None = None  # for score and noise prediction
     train_eps: float | None = None  # distance kept from the ends of t in training; None: SiT's
     sample_eps: float | None = None  # the same in sampling; None: SiT's
@@ -24,7 +25,7 @@ class TransportFlags:
 
 @dataclass(frozen=True)
 class TrainConfig(TransportFlags):
-    """Train a SiT with LayerSync. The same command runs on a CPU, one GPU, or many nodes.
+    """Train a SiT or an MDM with LayerSync. The same command runs on a CPU, one GPU, or many nodes.
 
     python train.py --preset digits
     torchrun --nproc_per_node=8 train.py --preset t1-xl --dataset_name imagenet-1k
@@ -35,20 +36,23 @@ class TrainConfig(TransportFlags):
     # data
     dataset_name: str = "imagenet-1k"  # digits, folder, latents, synthetic, a hub id, ...
     data_path: str | None = None  # folder of the data, where it is local
-    image_size: int | None = None  # pixels; None: the data set's (256 for ImageNet and folders)
+    image_size: int | None = None  # pixels, samples of sound, frames; None: the data set's
     num_classes: int | None = None  # 0 trains without condition; None: the data set's
     vae: str | None = None  # ema, mse, a hub id, a folder, or none for pixels; None: the data set's
-    cache_dir: str = "./cache/"  # downloads of data sets and VAEs
+    text_encoder: str | None = None  # of captions: a CLIP's hub id or folder; None: the data set's
+    cache_dir: str = "./cache/"  # downloads of data sets and VAEs, and embedded captions
     skip_corrupt: bool = False  # replace unreadable images by the next one, and count them
     hflip: bool = True  # mirror images at random, where the data set allows it (digits do not)
     num_workers: int = 4  # processes per rank that read images
 
     # network
-    model: str = "SiT-XL/2"  # SiT-{S,B,L,XL,Ti}/{2,4,8}
+    model: str = "SiT-XL/2"  # SiT-{S,B,L,XL,Ti}/{1,2,4,8}, or MDM for motion
     depth: int | None = None  # blocks; None: the model's
     hidden_size: int | None = None  # width; None: the model's
     num_heads: int | None = None  # attention heads; None: the model's
-    learn_sigma: bool = True  # doubled output as in the public files; the second half is unused
+    learn_sigma: bool = True  # SiT: doubled output as in the public files; its half is unused
+    dropout: float | None = None  # MDM: of activations; None: 0.1
+    mask_frames: bool = False  # MDM: no attention to padding, as in its 50-step model
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
 
     # regulariser
@@ -65,10 +69,14 @@ class TrainConfig(TransportFlags):
     reverse_sync: bool = False  # pull the deep block towards the shallow one (control)
     reg_start: int = 0  # steps before the term is switched on
     # what is compared; centred: without the mean over a rank's batch, centred_all: over all ranks'
-    similarity: Literal["cosine", "centred", "centred_all", "spatial", "smooth_l1", "relation"] = (
-        "cosine"
-    )
+    similarity: Literal[
+        "cosine", "centred", "centred_all", "spatial", "smooth_l1", "relation", "trd"
+    ] = "cosine"
+    trd_margin: float = 0.0  # trd: smaller differences of relations are none (VideoREPA: 0.1)
+    trd_pool: tuple[int, ...] = ()  # trd: rows and columns of tokens averaged to one; none: all
     teacher: Literal["own", "other_image", "random"] = "own"  # whose features; others: controls
+    # where lengths differ: valid frames, padding too, or also the token of MDM's condition
+    sync_tokens: Literal["valid", "padded", "all"] = "valid"
     telemetry_every: int = 0  # steps per look at features and gradient ratio; 0: none
 
     # rivals; --encoder-depth, --gt-encoder-depth and --reg-weight are theirs too
@@ -140,22 +148,22 @@ MAY_CHANGE = frozenset(
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """Encode images to the latents that train.py --data-path reads; run it again to go on.
+    """Encode images or music to the latents that train.py --data-path reads; run it again to go on.
 
     torchrun --nproc_per_node=8 encode.py --dataset_name imagenet-1k --out latents/imagenet256
     """
 
-    dataset_name: str = "imagenet-1k"  # folder, imagenet-1k or a hub id
-    data_path: str | None = None  # folder of the images, where they are local
+    dataset_name: str = "imagenet-1k"  # folder, imagenet-1k, a hub id or mtg-jamendo
+    data_path: str | None = None  # folder of the data, where they are local
     image_size: int | None = None  # pixels; None: the data set's (256 for ImageNet and folders)
     num_classes: int | None = None  # 0: no classes; None: the data set's
     vae: str | None = None  # ema, mse, a hub id or a folder; None: the data set's
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs
     out: str | None = None  # the folder of the latents
-    batch_size: int = 64  # images per batch and process
-    shard_size: int | None = None  # images per file; None: a 512th of them, 256 to 16,384
-    num_workers: int = 4  # processes per rank that read images
-    skip_corrupt: bool = False  # replace unreadable images by the next one, and name them
+    batch_size: int = 64  # images per batch and process; tracks are encoded one by one
+    shard_size: int | None = None  # per file; None: a 512th of images, 256 to 16,384; 64 tracks
+    num_workers: int = 4  # processes per rank that read
+    skip_corrupt: bool = False  # name what is unreadable: next image instead, tracks are left out
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     verify: str | None = None  # only compare the files of this folder with their checksums
 
@@ -164,16 +172,21 @@ class EncodeConfig:
 class SampleFlags:
     ckpt: str | None = None  # checkpoint file, or a run's folder (its newest checkpoint)
     weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
-    protocol: str | None = None  # paper-ode, paper-sde or repa-sde: sampler and guidance by name
+    protocol: str | None = None  # paper-ode, paper-sde, repa-sde or mdm: sampler and guidance
     model: str | None = None  # checked against the checkpoint, which knows its own architecture
     image_size: int | None = None  # checked against the checkpoint
     num_classes: int | None = None  # checked against the checkpoint
     dataset_name: str | None = None  # codec and class names; None: the checkpoint's
     data_path: str | None = None  # folder of the data, where it is needed
     vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
-    cache_dir: str = "./cache/"  # downloads of VAEs
-    path_type: Literal["Linear", "GVP", "VP"] | None = None  # None: the checkpoint's
-    prediction: Literal["velocity", "score", "noise"] | None = None  # None: the checkpoint's
+    text_encoder: str | None = None  # a CLIP's hub id or folder; None: the checkpoint's
+    cache_dir: str = "./cache/"  # downloads of VAEs, and embedded captions
+    path_type: Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50"] | None = (
+        None  # None: the checkpoint's
+    )
+    prediction: Literal["velocity", "score", "noise", "data"] | None = (
+        None  # None: the checkpoint's
+    )
     sample_eps: float | None = None  # None: the checkpoint's
     num_sampling_steps: int = 250  # time points; adaptive solvers choose their own
     cfg_channels: Literal["all", "3"] | None = None  # guided channels; None: 3 for SD latents
@@ -207,10 +220,17 @@ class SDEFlags:
 
 
 @dataclass(frozen=True)
+class DDPMFlags:
+    num_sampling_steps: int | None = None  # network calls; None: all ticks of a clock, else 250
+
+
+@dataclass(frozen=True)
 class GridFlags(SampleFlags):
     cfg_scale: float = 4.0  # classifier-free guidance; 1: none
     seed: int = 0  # image i is a function of (seed, i)
     class_labels: tuple[int, ...] = ()  # one image each; none: 16 over all classes
+    prompts: tuple[str, ...] = ()  # motion: one sample each, of these words
+    num_frames: int | None = None  # motion: of the samples of --prompts; None: the longest
     out: str = "sample.png"  # the picture
 
 
@@ -237,6 +257,11 @@ class GridSDE(SDEFlags, GridFlags):
 
 
 @dataclass(frozen=True)
+class GridDDPM(DDPMFlags, GridFlags):
+    """A grid of samples by ancestral sampling."""
+
+
+@dataclass(frozen=True)
 class NpzODE(ODEFlags, NpzFlags):
     """N samples to an .npz by the probability-flow ODE."""
 
@@ -249,8 +274,16 @@ class NpzSDE(SDEFlags, NpzFlags):
     """N samples to an .npz by the reverse SDE."""
 
 
+@dataclass(frozen=True)
+class NpzDDPM(DDPMFlags, NpzFlags):
+    """N samples to an .npz by ancestral sampling."""
+
+
 TERM = {"reg_weight", "reg_schedule", "reg_schedule_steps", "reg_start", "telemetry_every"}
-SYNC = TERM | {"similarity", "teacher", "stop_gradient", "reverse_sync"}
+SYNC = TERM | {
+    "similarity", "trd_margin", "trd_pool", "teacher", "stop_gradient", "reverse_sync",
+    "sync_tokens",
+}  # fmt: skip
 # The flags of train.py's regulariser groups that each method reads.
 READS: dict[str, set[str]] = {
     "layer_sync": SYNC | {"encoder_depth", "gt_encoder_depth"},
@@ -276,11 +309,11 @@ MOST = 2**62  # seeds and counts
 SMALLEST = 1e-30  # "more than 0"
 # Flag -> the smallest and largest value that makes sense, both included.
 RANGES: dict[str, tuple[float, float]] = {
-    "image_size": (1, 65_536), "num_classes": (0, MOST), "num_workers": (0, 1024),
+    "image_size": (1, MOST), "num_classes": (0, MOST), "num_workers": (0, 1024),
     "depth": (1, 10_000), "hidden_size": (2, 10**6), "num_heads": (1, 10**6),
     "reg_weight": (0, 1e6), "reg_schedule_steps": (0, MOST), "reg_start": (0, MOST),
-    "telemetry_every": (0, MOST), "disp_tau": (SMALLEST, 1e30), "velocity_warmup": (0, MOST),
-    "sra_epoch_steps": (0, MOST),
+    "telemetry_every": (0, MOST), "trd_margin": (0, 2), "disp_tau": (SMALLEST, 1e30),
+    "velocity_warmup": (0, MOST), "sra_epoch_steps": (0, MOST),
     "epochs": (1, MOST), "max_steps": (1, MOST), "global_batch_size": (1, MOST),
     "grad_accum": (1, MOST), "lr": (0, 1e38), "weight_decay": (0, 1e6),
     "clip_grad_norm": (0, 1e30), "ema_decay": (0, 1), "class_dropout_prob": (0, 1),
@@ -288,7 +321,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "log_every": (1, MOST), "ckpt_every": (1, MOST), "sample_every": (0, MOST),
     "score_every": (0, MOST), "score_samples": (4, MOST),
     "keep_last": (0, MOST), "milestone_every": (0, MOST),
-    "train_eps": (0, 0.49), "sample_eps": (0, 0.49),
+    "dropout": (0, 0.99), "num_frames": (1, MOST), "train_eps": (0, 0.49), "sample_eps": (0, 0.49),
     "num_sampling_steps": (2, 10**9), "guidance_low": (0, 1), "guidance_high": (0, 1),
     "atol": (SMALLEST, 1e6), "rtol": (SMALLEST, 1e6),
     "diffusion_norm": (0, 1e6), "last_step_size": (0, 0.99),
@@ -347,14 +380,14 @@ def parse(
 
 
 def parse_sampling(
-    ode: type[Config], sde: type[Config], protocols: Mapping[str, Mapping[str, Any]]
+    modes: Mapping[str, type[Config]], protocols: Mapping[str, Mapping[str, Any]]
 ) -> Config:
-    """`ODE ...` or `SDE ...` over the flags of `--protocol` over the defaults; ODE if neither.
+    """`ODE ...`, `SDE ...` or `DDPM ...` over the flags of `--protocol` over the defaults; without
+    any of them the first mode.
 
     Raises:
         InputError: an unknown protocol, or one of the other mode.
     """
-    modes = {"ODE": ode, "SDE": sde}
     argv = sys.argv[1:]
     name = peek("--protocol", argv)
     published = dict(known(name, protocols, "protocol")) if name else {}
@@ -364,12 +397,11 @@ def parse_sampling(
             raise InputError(f"--protocol {name} is an {mode} protocol, not {argv[0]}")
         mode, argv = argv[0], argv[1:]
     elif argv and argv[0] in ("-h", "--help"):
-        both = (
-            Annotated[ode, tyro.conf.subcommand("ODE")]
-            | Annotated[sde, tyro.conf.subcommand("SDE")]
-        )
-        return tyro.cli(both, args=argv, console_outputs=speaks())
-    chosen = modes[mode or "ODE"]
+        every = Union[  # noqa: UP007  # of a list that is made here
+            tuple(Annotated[flags, tyro.conf.subcommand(name)] for name, flags in modes.items())
+        ]
+        return tyro.cli(every, args=argv, console_outputs=speaks())
+    chosen = modes[mode or next(iter(modes))]
     default = chosen(**published, protocol=name)
     return checked(tyro.cli(chosen, args=argv, default=default, console_outputs=speaks()))
 

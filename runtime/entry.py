@@ -14,6 +14,7 @@ def run(main: Callable[[], None]) -> None:
     """Call `main`; turn bad input into `error: sentence` on stderr and exit code 2."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own
+    warnings.filterwarnings("ignore", message=".*torch.nn.utils.weight_norm")  # that, too
     if not speaks():
         warnings.simplefilter("ignore")
     try:

@@ -97,7 +97,8 @@ def plain_float32(device: torch.device) -> Iterator[None]:
     """
     backends = torch.backends
     switches = (
-        backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv,
+        backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn,
+        backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn,
     )  # fmt: skip
     before = [switch.fp32_precision for switch in switches]
     try:

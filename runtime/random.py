@@ -47,6 +47,10 @@ class SampleStreams:
             drawn.extend(self.normal((AHEAD, *shape)).unbind(1))
         return drawn.pop(0)
 
+    def like(self, x: Tensor) -> Tensor:
+        """`noise` for a sampler's state x (B, ...)."""
+        return self.noise(tuple(x.shape[1:])).to(x)
+
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         kwargs = dict(device=self.device)
         return torch.stack([torch.randn(shape, generator=g, **kwargs) for g in self.generators])
@@ -67,3 +71,6 @@ class LegacyStreams:
         """A step's noise: SiT draws it on the CPU, and for both halves of a guided batch."""
         halves = 2 if self.guided else 1
         return torch.randn(halves * self.batch, *shape)[: self.batch].to(self.device)
+
+    def like(self, x: Tensor) -> Tensor:
+        return self.noise(tuple(x.shape[1:])).to(x)

@@ -17,6 +17,7 @@ from PIL import Image
 import domains
 from domains import store
 from domains.codecs import VAECodec
+from domains.image_store import ImageEncoding
 from domains.order import Draws
 from encode import agreed
 from runtime.errors import InputError
@@ -256,7 +257,7 @@ def test_two_encoders_do_not_write_to_one_folder(encoded, flags):
 
 
 def test_ranks_that_see_different_vaes_are_refused(encoded):
-    ours = store.Manifest(encoded).encoding
+    ours = store.Manifest(encoded, ImageEncoding).encoding
     theirs = dataclasses.replace(ours, codec=ours.codec | {"sha256": "0"})
     assert agreed([ours, ours]) == ours
     with pytest.raises(InputError, match="process 2 has another codec than process 0"):

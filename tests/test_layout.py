@@ -13,8 +13,10 @@ import pytest
 import transport
 from evaluations import drop_blocks, maps, report, similarity, suggest_pairs
 from evaluations.images import __main__ as images
+from evaluations.motion import __main__ as motion
+from experiments import motion_evaluator
 from methods import features
-from models import SiT_models
+from models.names import NETWORKS
 from runtime import config
 from runtime.config import foreign_to
 from runtime.presets import PRESETS
@@ -23,6 +25,7 @@ from tests.commands import ROOT, succeed
 # Room -> what it may import of ours. Arrows point one way.
 MAY_IMPORT = {
     "layersync": set(),
+    "examples": {"layersync"},
     "models": set(),
     "runtime": set(),
     "transport": {"layersync"},
@@ -40,9 +43,10 @@ MAY_IMPORT = {
 }  # fmt: skip
 COMMANDS = (
     config.TrainConfig, config.EncodeConfig, config.NpzODE, config.NpzSDE, config.GridODE,
+    config.NpzDDPM, config.GridDDPM,
     features.Flags, images.ScoreFlags, images.ReferenceFlags, images.ClassifierFlags,
     images.CompareFlags, report.Flags, similarity.Flags, maps.Flags, drop_blocks.Flags,
-    suggest_pairs.Flags,
+    suggest_pairs.Flags, motion.Flags, motion_evaluator.Flags,
 )  # fmt: skip
 TORCH_ONLY = ("layersync", "models")
 
@@ -105,19 +109,23 @@ def test_pip_install_brings_the_method_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_builds(name):
+def test_every_preset_builds(name, tmp_path):
     """Those of methods that need files of others are built as plain SiT."""
     own = []
     if PRESETS[name].get("loss_type") in ("repa", "external"):
         own = ["--loss-type", "vanilla"]
     if PRESETS[name].get("dataset_name") == "mtg-jamendo":
         own = ["--num-classes", 127]
+    if PRESETS[name].get("dataset_name") == "instruments":
+        from tests.domains.music import save_oobleck
+
+        own = ["--num-classes", 8, "--vae", save_oobleck(tmp_path / "vae", rate=16_000)]
     result = succeed("train", "--preset", name, "--dry-run", *own)
     lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
     dropped = foreign_to("vanilla") | {"loss_type"} if "--loss-type" in own else set()
     for flag, value in PRESETS[name].items():
         assert lines[flag] == str(value) or flag in dropped
-    assert lines["model"] in SiT_models
+    assert lines["model"] in NETWORKS
 
 
 def choices(holder: type, name: str) -> set:

@@ -488,7 +488,7 @@ def test_going_on_with_another_vae_is_refused(tmp_path, tiny_vae):
     (file,) = vae.glob("*.safetensors")
     save_file({name: 1.5 * w for name, w in load_file(file).items()}, file, {"format": "pt"})
     said = refused("train", *flags, "--max-steps", 2, "--resume", "auto")
-    assert "its latents had sha256" in said and str(vae) in said
+    assert "it was trained on latents with sha256" in said and str(vae) in said
 
 
 @pytest.fixture(scope="module")

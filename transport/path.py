@@ -5,6 +5,7 @@ Everything of SiT (arXiv 2401.08740) that is a formula in alpha, sigma and their
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,17 +49,39 @@ def vp(t: Tensor, low: float = 0.1, high: float = 20.0) -> Schedule:
     return Schedule(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
 
 
+def tick_of(t: Tensor, steps: int) -> Tensor:
+    """The tick, 0 at the data to steps - 1, in whose stretch of [0, 1] t lies."""
+    return (steps * (1 - t)).floor().clamp(0, steps - 1)
+
+
+def cosine_diffusion(t: Tensor, steps: int) -> Schedule:
+    """The discrete diffusion of arXiv 2102.09672 (MDM's): beta_i = 1 - f(i + 1) / f(i), at most
+    0.999, of f(s) = cos((s / steps + 0.008) / 1.008 * pi / 2) ** 2. It has no velocity."""
+    tick = tick_of(t, steps).double()
+
+    def f(s: Tensor) -> Tensor:
+        return torch.cos((s / steps + 0.008) / 1.008 * (math.pi / 2)) ** 2
+
+    # The product of 1 - beta telescopes; only the last beta is cut.
+    kept = torch.maximum(f(tick + 1), 0.001 * f(tick)) / f(torch.zeros_like(tick))
+    none = torch.zeros_like(t)
+    return Schedule(kept.sqrt().to(t.dtype), (1 - kept).sqrt().to(t.dtype), none, none)
+
+
 class Path(NamedTuple):
     """A schedule, its name in flags and files, and where in time it is singular.
 
     pure_noise: alpha(0) = 0, so that noise and score predictions give no velocity at t = 0.
     steep_end: sigma' diverges at t = 1, where data have no velocity.
+    steps: the ticks of a clock on which alone the path is defined, each a stretch of [0, 1] of
+        equal length; None: time is continuous.
     """
 
     name: str
     schedule: Callable[[Tensor], Schedule]
     pure_noise: bool
     steep_end: bool
+    steps: int | None = None
 
     def at(self, t: Tensor, x: Tensor) -> Schedule:
         """The schedule at t, (B,) or 0-dim, shaped to multiply x (B, ...)."""
@@ -76,12 +99,16 @@ PATHS = {
         Path("Linear", linear, pure_noise=True, steep_end=False),
         Path("GVP", gvp, pure_noise=True, steep_end=False),
         Path("VP", vp, pure_noise=False, steep_end=True),
+        *(
+            Path(f"Cosine-{steps}", partial(cosine_diffusion, steps=steps), False, False, steps)
+            for steps in (1000, 50)
+        ),
     )
 }
 
 # What a network may predict, and (s, x_t, prediction) -> the same thing in another form. With the
 # wronskian every quotient is finite wherever its limit is: only alpha = 0 and sigma = 0 remain.
-PREDICTIONS = ("velocity", "noise", "score")
+PREDICTIONS = ("velocity", "noise", "score", "data")
 CONVERSIONS: dict[tuple[str, str], Callable[[Schedule, Tensor, Tensor], Tensor]] = {
     ("noise", "velocity"): lambda s, x, e: (s.d_alpha * x - s.wronskian * e) / s.alpha,
     ("score", "velocity"): lambda s, x, g: (s.d_alpha * x + s.sigma * s.wronskian * g) / s.alpha,
@@ -89,6 +116,12 @@ CONVERSIONS: dict[tuple[str, str], Callable[[Schedule, Tensor, Tensor], Tensor]]
     ("score", "noise"): lambda s, x, g: -s.sigma * g,
     ("velocity", "score"): lambda s, x, v: (s.alpha * v - s.d_alpha * x) / (s.sigma * s.wronskian),
     ("noise", "score"): lambda s, x, e: -e / s.sigma,
+    ("data", "velocity"): lambda s, x, d: (s.d_sigma * x + s.wronskian * d) / s.sigma,
+    ("data", "noise"): lambda s, x, d: (x - s.alpha * d) / s.sigma,
+    ("data", "score"): lambda s, x, d: (s.alpha * d - x) / s.sigma**2,
+    ("velocity", "data"): lambda s, x, v: (s.sigma * v - s.d_sigma * x) / s.wronskian,
+    ("noise", "data"): lambda s, x, e: (x - s.sigma * e) / s.alpha,
+    ("score", "data"): lambda s, x, g: (x + s.sigma**2 * g) / s.alpha,
 }
 
 

@@ -1,9 +1,11 @@
 """Sampling: the network's prediction as a velocity and a noise, and a solver along them.
 
 ODE: dx = v dt.   SDE: dx = (v + D score) dt + sqrt(2 D) dW, the same marginals for every D >= 0.
+DDPM: x_s drawn from q(x_s | x_t, data), the data being the network's guess.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from .solvers import (
     integrate,
     worst_sample_rms,
 )
-from .transport import MARGIN, Transport
+from .transport import MARGIN, Transport, time_of
+
+FEW_STEPS, FEW_TICKS = 25, 50  # of `sample_few`
 
 # From the last time to the data: (x, size, s, velocity, noise, D / sigma). None stays where it is.
 LastStep = Callable[[Tensor, float, Schedule, Tensor, Tensor, Tensor], Tensor]
@@ -67,7 +71,7 @@ class Sampler:
             ValueError: an unknown method, or fewer than two time points.
         """
         check_known(ODE_METHODS, sampling_method, "ODE sampling method")
-        times = time_grid(*self.transport.sample_interval(), num_steps)
+        times = time_grid(*self.interval(), num_steps)
         if reverse:
             times.reverse()
 
@@ -123,7 +127,7 @@ class Sampler:
         if diffusion_norm < 0:
             raise ValueError(f"diffusion_norm is {diffusion_norm}; it must be at least 0")
         transport = self.transport
-        interval = transport.sample_interval(
+        interval = self.interval(
             last_step_size if finish else 0.0, divides_by_alpha=diffusion_form == "SBDM"
         )
         times = time_grid(*interval, num_steps)
@@ -160,6 +164,78 @@ class Sampler:
 
         return sample
 
+    def sample_ddpm(
+        self,
+        *,
+        num_steps: int | None = None,
+        guidance: Guidance | None = None,
+        randn: Noise = torch.randn_like,
+    ) -> Callable[..., Tensor]:
+        """Ancestral sampling (DDPM, arXiv 2006.11239; its smaller variance), on any path.
+
+        Args:
+            num_steps: network calls, on a clock at most its ticks; None: all ticks, else 250.
+            randn: x -> standard normal noise like x, called once per step but the last.
+
+        Raises:
+            ValueError: fewer than two steps, or more than the clock has ticks.
+        """
+        transport, steps = self.transport, self.transport.path.steps
+        if steps:
+            num_steps = num_steps or steps
+            if num_steps > steps:
+                raise ValueError(f"{num_steps} steps, but {transport.path.name} has {steps}")
+            times = [
+                time_of(tick, steps) for tick in time_grid(steps - 1, 0, num_steps, whole=True)
+            ]
+            ends = [*map(self.at, times), (1.0, 0.0)]
+        else:
+            *times, end = time_grid(*transport.sample_interval(), (num_steps or 250) + 1)
+            ends = [*map(self.at, times), self.at(end)]
+
+        @torch.no_grad()
+        def sample(z: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Tensor:
+            predict = network(model_fn, model_kwargs, guidance)
+            x = z
+            for t, ((alpha, sigma), (alpha_next, sigma_next)) in zip(
+                times, pairwise(ends), strict=True
+            ):
+                data = transport.data(predict(x, t, t), x, filled(t, x))
+                ratio = alpha / alpha_next
+                variance = sigma**2 - (ratio * sigma_next) ** 2  # of x_t about ratio x_s
+                x = (ratio * sigma_next**2 * x + alpha_next * variance * data) / sigma**2
+                if sigma_next:
+                    x = x + sigma_next / sigma * max(variance, 0.0) ** 0.5 * randn(x)
+            return x[None]
+
+        return sample
+
+    def sample_few(
+        self, *, guidance: Guidance | None = None, randn: Noise = torch.randn_like
+    ) -> Callable[..., Tensor]:
+        """A quick look, as training takes it: Heun, or ancestral sampling on a clock."""
+        if steps := self.transport.path.steps:
+            few = min(FEW_TICKS, steps)
+            return self.sample_ddpm(num_steps=few, guidance=guidance, randn=randn)
+        return self.sample_ode(sampling_method="heun2", num_steps=FEW_STEPS, guidance=guidance)
+
+    def at(self, t: float) -> tuple[float, float]:
+        """(alpha, sigma) at t, in double precision on the host."""
+        schedule = self.transport.path.schedule(torch.tensor(t, dtype=torch.float64))
+        return schedule.alpha.item(), schedule.sigma.item()
+
+    def interval(self, *args: Any, **kwargs: Any) -> tuple[float, float]:
+        """`Transport.sample_interval`, where time is continuous.
+
+        Raises:
+            ValueError: the path is a clock.
+        """
+        if self.transport.path.steps:
+            raise ValueError(
+                f"{self.transport.path.name} is a discrete diffusion: sample it by DDPM"
+            )
+        return self.transport.sample_interval(*args, **kwargs)
+
     def sample_ode_likelihood(
         self,
         *,
@@ -179,7 +255,7 @@ class Sampler:
             ValueError: an unknown method, or fewer than two time points.
         """
         check_known(ODE_METHODS, sampling_method, "ODE sampling method")
-        times = time_grid(*self.transport.sample_interval(), num_steps)[::-1]
+        times = time_grid(*self.interval(), num_steps)[::-1]
 
         def evaluate(x: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Likelihood:
             predict = network(model_fn, model_kwargs)
@@ -194,11 +270,14 @@ class Sampler:
         return evaluate
 
 
-def time_grid(start: float, end: float, num_steps: int) -> list[float]:
-    """num_steps equally spaced times on the host: stepping through them never asks the device."""
+def time_grid(start: float, end: float, num_steps: int, *, whole: bool = False) -> list[float]:
+    """num_steps equally spaced times on the host: stepping through them never asks the device.
+
+    `whole`: rounded, as ticks of a clock are."""
     if num_steps < 2:
         raise ValueError(f"num_steps is {num_steps}; at least 2 time points are needed")
-    return torch.linspace(start, end, num_steps, dtype=torch.float64).tolist()
+    times = torch.linspace(start, end, num_steps, dtype=torch.float64)
+    return (times.round() if whole else times).tolist()
 
 
 def filled(t: float, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .path import PATHS, PREDICTIONS, Path, Schedule, check_known, choose, convert
+from .path import PATHS, PREDICTIONS, Path, Schedule, check_known, choose, convert, tick_of
 
 # Factor on the squared error of noise and score predictions (SiT); a velocity needs none.
 LOSS_WEIGHTS: dict[str | None, Callable[[Schedule], Tensor]] = {
@@ -16,12 +16,16 @@ LOSS_WEIGHTS: dict[str | None, Callable[[Schedule], Tensor]] = {
     "likelihood": lambda s: s.wronskian / (s.alpha * s.sigma),
 }
 
-# A target that is finite for every path, and what of the prediction is compared with it.
+# (s, prediction, data, noise) -> error: a target that is finite for every path, and what of the
+# prediction is compared with it.
 ERRORS: dict[str, Callable[[Schedule, Tensor, Tensor, Tensor], Tensor]] = {
-    "velocity": lambda s, pred, velocity, noise: pred - velocity,
-    "noise": lambda s, pred, velocity, noise: pred - noise,
-    "score": lambda s, pred, velocity, noise: pred * s.sigma + noise,
+    "velocity": lambda s, pred, data, noise: pred - (s.d_alpha * data + s.d_sigma * noise),
+    "noise": lambda s, pred, data, noise: pred - noise,
+    "score": lambda s, pred, data, noise: pred * s.sigma + noise,
+    "data": lambda s, pred, data, noise: pred - data,
 }
+# What a prediction's conversions divide by, and what therefore must not vanish in sampling.
+DIVIDES_BY = {"velocity": "", "noise": "alpha", "score": "alpha", "data": "sigma"}
 
 # How far sampling stays from an end of time at which a formula in use divides by zero.
 MARGIN = 1e-3
@@ -47,6 +51,13 @@ class Transport:
     def __post_init__(self) -> None:
         check_known(PREDICTIONS, self.prediction, "prediction")
         check_known(LOSS_WEIGHTS, self.loss_weight, "loss weight")
+        if self.path.steps and self.prediction not in ("data", "noise"):
+            raise ValueError(
+                f"{self.path.name} is a discrete diffusion, which has no velocity: predict data or "
+                "noise"
+            )
+        if self.prediction == "data" and self.loss_weight:
+            raise ValueError(f"loss weight {self.loss_weight!r}: data predictions take none")
         for name in ("train_eps", "sample_eps"):
             if not 0 <= getattr(self, name) < 0.5:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 0.5)")
@@ -63,8 +74,7 @@ class Transport:
         """
         x, noise = x.float(), noise.float()
         schedule = self.path.at(t, x)
-        _, velocity = self.path.sample(x, noise, t)
-        error = ERRORS[self.prediction](schedule, pred.float(), velocity, noise) ** 2
+        error = ERRORS[self.prediction](schedule, pred.float(), x, noise) ** 2
         if self.prediction != "velocity":
             error = error * LOSS_WEIGHTS[self.loss_weight](schedule)
         if mask is None:
@@ -73,7 +83,10 @@ class Transport:
         return (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
     def times(self, u: Tensor) -> Tensor:
-        """Training times for uniform u in [0, 1): stretched onto `train_interval`."""
+        """Training times for uniform u in [0, 1): stretched onto `train_interval`, and on a clock
+        the middle of a tick."""
+        if steps := self.path.steps:
+            return time_of(tick_of(u, steps), steps)
         start, end = self.train_interval()
         return start + (end - start) * u
 
@@ -92,12 +105,12 @@ class Transport:
         Raises:
             ValueError: the last step leaves no time before it.
         """
-        converted = self.prediction != "velocity"
+        by = DIVIDES_BY[self.prediction]
         start = self.sample_eps if self.path.pure_noise else 0.0
         end = 1.0 - (last_step_size or self.sample_eps)
-        if start == 0 and self.path.pure_noise and (converted or divides_by_alpha):
+        if start == 0 and self.path.pure_noise and (by == "alpha" or divides_by_alpha):
             start = MARGIN
-        if end == 1 and self.path.steep_end and converted:
+        if end == 1 and (by == "sigma" or self.path.steep_end and by):
             end = 1.0 - MARGIN
         if end <= start:
             raise ValueError(
@@ -109,6 +122,10 @@ class Transport:
     def velocity(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at x = x_t that the network's prediction amounts to."""
         return convert(self.path.at(t, x), x, pred, self.prediction, "velocity")
+
+    def data(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """E[x1 | x_t] at x = x_t that the network's prediction amounts to."""
+        return convert(self.path.at(t, x), x, pred, self.prediction, "data")
 
     def noise(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """E[x0 | x_t] = -sigma score at x = x_t that the network's prediction amounts to."""
@@ -133,6 +150,11 @@ class Transport:
         x_t, _ = self.path.sample(x1, x0, t)
         pred = prediction_of(model(x_t, t, **(model_kwargs or {})))
         return {"loss": self.loss(pred, x1, x0, t, mask), "pred": pred}
+
+
+def time_of(tick: Any, steps: int) -> Any:
+    """The middle of a tick's stretch of time; see `tick_of`."""
+    return 1 - (tick + 0.5) / steps
 
 
 def prediction_of(output: Any) -> Tensor:

@@ -44,7 +44,7 @@ class Denoiser(Subject):
         if not 0 <= view.noise <= 1:
             raise InputError(f"--noise {view.noise} is the share of noise: give 0 to 1")
         model = opened.network.model
-        if view.label == "true" and not model.num_classes:
+        if view.label == "true" and not model.is_conditional:
             raise InputError("--label true: the model was trained without classes")
         self.opened, self.view, self.model = opened, view, model
         self.blocks, self.grid = chosen_blocks(asked, model.depth), model.grid
@@ -74,7 +74,7 @@ class Denoiser(Subject):
         x, noise = self.inputs(batch, draw)
         t = torch.full((len(x),), 1.0 - self.view.noise, device=x.device)
         x_t, _ = self.opened.transport.path.sample(x, noise, t)
-        cond = {"y": batch.y}
+        cond = batch.cond
         if self.view.label == "null":
             cond = self.model.null(cond)
         with self.opened.network.arithmetic():

@@ -203,7 +203,7 @@ def open_subject(flags: SubjectFlags, device: torch.device) -> Subject:
         cache_dir=flags.cache_dir, bf16=flags.bf16, device=flags.device, compile="off",
     )  # fmt: skip
     view = View(flags.noise, flags.label, flags.latent, flags.seed)
-    return Denoiser(open_checkpoint(asked, device), flags.blocks, view)
+    return Denoiser(open_checkpoint(asked, device, of_pictures=True), flags.blocks, view)
 
 
 def home(ckpt: Path) -> Path:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 import domains
-from domains.latents import LatentDomain
 from evaluations.extractors import Extractor, open_extractor
 from evaluations.extractors import classifier as classifiers
 from evaluations.extractors.classifier import Classifier
@@ -55,6 +54,8 @@ class TrainingScore:
     def __init__(
         self, config: TrainConfig, domain: domains.Domain, ranks: Ranks, folder: Path | None
     ) -> None:
+        if domain.pads:
+            raise InputError("--score-every: motions are scored by python -m evaluations.motion")
         if config.score_samples % ranks.size:
             raise InputError(
                 f"--score-samples {config.score_samples} is not divisible by {ranks.size} processes"
@@ -103,7 +104,7 @@ def opened_extractor(
         return open_extractor(asked, ranks.device)
     if folder is not None and (folder / CLASSIFIER).exists():
         return classifiers.load(folder / CLASSIFIER).to(ranks.device)
-    if isinstance(domain, LatentDomain):
+    if domain.stored_in:
         raise InputError(
             "--score-extractor classifier trains on images, and these are latents: give "
             "--score-extractor classifier:FILE or inception"

@@ -181,14 +181,15 @@ def make_reference(
 
 def as_arrays(name: str, images: Images, numbers: Tensor, batch: int) -> dict[str, np.ndarray]:
     """Some images, by rising numbers, and their classes, as arrays of an .npz."""
-    last, channels, height, width = int(numbers[-1]) + 1, *images.shape
-    pixels = np.empty((len(numbers), height, width, channels), np.uint8)  # once: it may be 2 GB
+    last, channels, *axes = int(numbers[-1]) + 1, *images.shape
+    dtype = np.int16 if len(axes) == 1 else np.uint8  # of sounds and of pictures
+    values = np.empty((len(numbers), *axes, channels), dtype)  # once: it may be 2 GB
     wanted, labels, done, first = torch.zeros(last, dtype=torch.bool), [], 0, 0
     wanted[numbers] = True
     for raw, y in images.blocks(range(last), batch):
         chosen = wanted[first : first + len(raw)]
-        some = raw[chosen].permute(0, 2, 3, 1).numpy()
-        pixels[done : done + len(some)] = some
+        some = raw[chosen].movedim(1, -1).numpy()
+        values[done : done + len(some)] = some
         labels += [] if y is None else [y[chosen]]
         done, first = done + len(some), first + len(raw)
-    return {name: pixels} | ({LABELS[name]: torch.cat(labels).numpy()} if labels else {})
+    return {name: values} | ({LABELS[name]: torch.cat(labels).numpy()} if labels else {})

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 import domains
 from domains.codecs import PIXELS
 from domains.decoding import FORMATS
-from domains.latents import LatentDomain
 from domains.sources import image_files
 from runtime.errors import InputError, LocalError
 from runtime.files import sha256_of
@@ -284,9 +283,9 @@ def real_of(name: str, domain: domains.Domain, *, workers: int, most: int | None
     Raises:
         InputError: it has latents and no images.
     """
-    if isinstance(domain, LatentDomain):
+    if domain.stored_in:
         raise InputError(
-            f"{domain.source.called} holds latents: give --score-reference REF.npz, which "
+            f"{domain.stored_in} holds latents: give --score-reference REF.npz, which "
             "python -m evaluations.images make-reference writes, and --score-extractor inception "
             "or classifier:FILE"
         )

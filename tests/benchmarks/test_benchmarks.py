@@ -56,6 +56,7 @@ def written(path) -> list[dict]:
         ("sample", [*SMALL, "--batch", 1, "--num-sampling-steps", 3], 2 + 3 + 2),
         ("loader", [*SMALL, "--images", 48, "--read-batch", 16, *SHARDS], 3 + 1),
         ("metrics", ["--dimension", 16, "--full", 40, "--few", 8, *SETS], 2 + 2 + 2),
+        ("trd", ["--batch", 2, "--frames", 3, "--height", 4, "--width", 5, "--channels", 6], 1),
     ],
 )
 def test_every_benchmark_prints_tables_and_appends_json(tmp_path, name, flags, rows):
@@ -260,6 +261,7 @@ def test_another_checkout_is_refused_with_a_sentence(tmp_path, changed, sentence
         ("regularisers", ["--only", "layersync"], "--only layersync: choose from"),
         ("loader", ["--images", 64], "--read-batch 256 is more than --images"),
         ("metrics", ["--few", 1], "--few 1: give 4 or more"),
+        ("trd", ["--frames", 0], "--frames 0: give 1 or more"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(name, flags, sentence):

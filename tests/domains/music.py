@@ -52,14 +52,28 @@ def write_jamendo(root, seconds=2.0):
     return root
 
 
-def save_oobleck(folder):
+def write_bands(root, seconds):
+    """Low, middle and high tones, an instrument each, of many pitches."""
+    random = np.random.RandomState(0)
+    for part, count in (("train", 10), ("validation", 2), ("test", 4)):
+        rows = []
+        for band, low in enumerate((150, 700, 3000)):
+            for number in range(count):
+                name = f"{band:02d}/{part}{number}.mp3"
+                rows.append((name, [f"instrument---{'abc'[band]}"]))
+                write_mp3(root / "audio" / name, tone(low * random.uniform(1, 1.6), seconds))
+        write_tsv(root / "data/splits/split-0" / f"autotagging-{part}.tsv", rows)
+    return root
+
+
+def save_oobleck(folder, seed=0, rate=RATE):
     """A real AutoencoderOobleck: 4 channels of latents, a hop of 64 samples."""
     from diffusers import AutoencoderOobleck
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     vae = AutoencoderOobleck(
         encoder_hidden_size=8, downsampling_ratios=[2, 4, 8], channel_multiples=[1, 1, 1],
-        decoder_channels=4, decoder_input_channels=4, audio_channels=2, sampling_rate=RATE,
+        decoder_channels=4, decoder_input_channels=4, audio_channels=2, sampling_rate=rate,
     )  # fmt: skip
     vae.save_pretrained(folder)
     return str(folder)

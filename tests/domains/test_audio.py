@@ -10,8 +10,8 @@ pytest.importorskip("av")
 
 import domains
 from domains import Draws
-from domains.audio import read_tags, tracks
 from domains.decoding import Unreadable
+from domains.jamendo import Jamendo, read_tags
 from domains.oobleck import STABLE_AUDIO, OobleckCodec, config_of
 from domains.sound import decoded, loudness, pictures, resampled
 from runtime.errors import InputError
@@ -47,6 +47,11 @@ def pitch(sound, rate=RATE):
     """The loudest frequency of (channels, samples)."""
     spectrum = np.abs(np.fft.rfft(sound[0] * np.hanning(sound.shape[1])))
     return np.argmax(spectrum) * rate / sound.shape[1]
+
+
+def tracks(root, *, held_out):
+    form = config_of("none", None)._replace(rate=RATE)
+    return Jamendo(root, "none", form, None).tracks(held_out=held_out)
 
 
 # Tags
@@ -106,7 +111,7 @@ def test_files_that_are_not_there_are_counted(tmp_path):
     for part, rows in TAGS.items():
         write_tsv(tmp_path / "data/splits/split-0" / f"autotagging-{part}.tsv", rows)
     with pytest.raises(InputError, match="3 of 3 tracks are not there, .*00/1000.mp3 the first"):
-        tracks(str(tmp_path), held_out=False)
+        tracks(str(tmp_path), held_out=False).check(SAMPLES)
     with pytest.raises(InputError, match="needs --data-path ROOT"):
         tracks(None, held_out=False)
 
@@ -248,7 +253,18 @@ def test_resampling_keeps_the_pitch():
 
 
 def test_a_sample_has_the_labels_of_a_track_or_one_label(domain, vae):
-    rows = domain.condition(torch.arange(domain.choices))
+    rows = domain.condition(torch.arange(domain.choices))["y"]
     assert rows.tolist() == domain.train_tracks.labels.astype(float).tolist()
     bare = domains.build("mtg-jamendo", num_classes=4, vae=vae, image_size=SAMPLES)
-    assert bare.choices == 4 and torch.equal(bare.condition(torch.arange(4)), torch.eye(4))
+    assert bare.choices == 4 and torch.equal(bare.condition(torch.arange(4))["y"], torch.eye(4))
+
+
+def test_mono_is_as_loud_as_stereo(tmp_path):
+    sound = tone(440, 1.0)
+    write_mp3(tmp_path / "stereo.mp3", sound)
+    write_mp3(tmp_path / "mono.mp3", sound[:1])
+    stereo, mono = (
+        np.abs(decoded(tmp_path / f"{name}.mp3", RATE // 2, RATE, place=0.5)).max(1)
+        for name in ("stereo", "mono")
+    )
+    np.testing.assert_allclose(mono, stereo, rtol=0.03)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import domains
 from domains.decoding import Unreadable, center_crop, decode
 from domains.order import Draws
+from domains.pictures import save_grid
 from runtime.errors import InputError, LocalError
 
 
@@ -313,9 +314,8 @@ def test_sampling_needs_no_data_when_the_classes_are_known(tmp_path):
 
 
 def test_the_sheet_shows_every_image_enlarged_without_blur(tmp_path):
-    domain = domains.build("digits")
     raw = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
-    domain.save_grid(raw, tmp_path / "new" / "sheet.png", columns=3)
+    save_grid(raw, tmp_path / "new" / "sheet.png", columns=3)
     sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png"))
     assert sheet.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
     fourth = sheet[68 : 68 + 64, 2 : 2 + 64]

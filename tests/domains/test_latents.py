@@ -10,8 +10,8 @@ import torch
 import domains
 from domains import store
 from domains.codecs import VAECodec
+from domains.image_store import ImageEncoding, MomentStore, content_of
 from domains.order import Draws, GlobalBatches
-from domains.store import Encoding
 from runtime.errors import InputError
 
 COUNT, SHARD = 50, 16  # three full shards and one of two images
@@ -20,7 +20,7 @@ COUNT, SHARD = 50, 16  # three full shards and one of two images
 @pytest.fixture(scope="module")
 def encoding(tiny_vae):
     codec = VAECodec.load(tiny_vae).identity
-    return Encoding(codec, "folder", COUNT, 3, 16, (4, 8, 8), SHARD, "images")
+    return ImageEncoding(codec, "folder", COUNT, 3, 16, (4, 8, 8), SHARD, "images")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def folder(tmp_path, encoding, content):
     moments, labels = content
     for shard in encoding.shards:
         part = slice(shard.start, shard.stop)
-        store.write_shard(tmp_path, encoding, shard, moments[part], labels[part], 0)
+        store.write_shard(tmp_path, encoding, shard, content_of(moments[part], labels[part]))
     store.write_manifest(tmp_path, encoding)
     return tmp_path
 
@@ -115,7 +115,7 @@ def test_the_vae_is_opened_for_pictures_only(folder, encoding, content, tmp_path
     other = tmp_path / "other"
     for shard in gone.shards:
         part = slice(shard.start, shard.stop)
-        store.write_shard(other, gone, shard, moments[part], labels[part], 0)
+        store.write_shard(other, gone, shard, content_of(moments[part], labels[part]))
     store.write_manifest(other, gone)
     domain = opened(other)
     codec = domain.codec.to("cpu")
@@ -152,7 +152,7 @@ def test_a_model_trained_on_a_store_is_sampled_without_it(tiny_vae, folder):
 
 
 def test_the_usual_vae_is_recorded_by_its_short_name(folder):
-    manifest = store.MomentStore(str(folder))
+    manifest = MomentStore(str(folder))
     manifest.identity = manifest.identity | {"name": "stabilityai/sd-vae-ft-ema"}
     for asked in (None, "ema", "stabilityai/sd-vae-ft-ema"):
         assert manifest.vae(asked, None) == "ema"
@@ -182,12 +182,12 @@ def test_flags_that_disagree_with_the_manifest_are_refused(folder, tmp_path):
     assert "--image-size 32, but --data-path" in refused(folder, image_size=32)
     assert "has 3 classes, but --num-classes is 2" in refused(folder, num_classes=2)
     assert "--num-classes -1" in refused(folder, num_classes=-1)
-    assert "holds latents, no pixels" in refused(folder, vae="none")
+    assert "--vae none, but --data-path" in refused(folder, vae="none")
     assert "has another sha256 than" in refused(folder, vae=other_vae(tmp_path))
 
 
 def test_a_vae_that_changed_in_its_folder_is_refused_when_it_decodes(folder, tmp_path):
-    source = store.MomentStore(str(folder))
+    source = MomentStore(str(folder))
     with pytest.raises(InputError, match="has sha256 .*, but the VAE that made these latents had"):
         source.codec(other_vae(tmp_path), None).decode(torch.zeros(1, 4, 8, 8))
 
@@ -255,7 +255,7 @@ def test_classes_beyond_the_manifest_are_refused(tmp_path, encoding, content):
     moments, labels = content
     for shard in encoding.shards:
         part = slice(shard.start, shard.stop)
-        store.write_shard(tmp_path, encoding, shard, moments[part], labels[part] + 1, 0)
+        store.write_shard(tmp_path, encoding, shard, content_of(moments[part], labels[part] + 1))
     store.write_manifest(tmp_path, encoding)
     assert "class ids 1 to 3, but its manifest.json says 3 classes" in refused(tmp_path)
 

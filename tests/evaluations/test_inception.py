@@ -215,8 +215,8 @@ def test_a_grey_image_counts_as_three_equal_channels(extractor):
 
 
 SWITCHES = (
-    torch.backends.cuda.matmul, torch.backends.cudnn.conv,
-    torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv,
+    torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn,
 )  # fmt: skip
 
 

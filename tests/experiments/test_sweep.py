@@ -16,8 +16,10 @@ from importlib import import_module
 import pytest
 import tyro
 
+import sample_ddp
 from evaluations import heldout
 from evaluations.images import __main__ as images
+from evaluations.motion import __main__ as motion
 from experiments import runs
 from experiments.sweep import Experiment
 from methods import features
@@ -217,10 +219,9 @@ def parse_evaluation(words):
 
 PARSERS = {
     "train.py": parse_train,
-    "sample_ddp.py": lambda words: (
-        config.parse_sampling(config.NpzODE, config.NpzSDE, PROTOCOLS).name
-    ),
+    "sample_ddp.py": lambda words: config.parse_sampling(sample_ddp.MODES, PROTOCOLS).name,
     "evaluations.images": parse_evaluation,
+    "evaluations.motion": lambda words: tyro.cli(motion.Flags, args=words).seed,
     "methods.features": lambda words: tyro.cli(features.Flags, args=words).extractor,
     "evaluations.heldout": lambda words: tyro.cli(heldout.Flags, args=words).seed,
 }

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from layersync import LayerSync, record_blocks
+from layersync import LayerSync, find_blocks, record_blocks
 from models import SiT
 
 
@@ -87,26 +87,109 @@ def test_a_block_that_does_not_exist_is_named(model):
             pass
 
 
-def test_a_tuple_is_represented_by_its_first_element_and_other_things_are_refused():
-    class Pair(nn.Module):
-        def forward(self, x):
-            return x, "state"
+def test_blocks_are_found_by_the_name_of_their_list_or_their_own(model):
+    assert find_blocks(model, "blocks") == list(model.blocks)
+    assert find_blocks(model, "blocks.5", "blocks.1") == [model.blocks[5], model.blocks[1]]
+    assert find_blocks(nn.Sequential(model), "0.blocks") == list(model.blocks)
 
-    class Text(nn.Module):
-        def forward(self, x):
-            return "no tensor"
 
-    x = torch.randn(1, 2, 3)
-    with record_blocks([Pair()], (1,)) as blocks:
-        model = Pair()
-        model(x)
-    assert blocks == {}
-    pair, text = Pair(), Text()
-    with record_blocks([pair], (1,)) as blocks:
-        pair(x)
-    assert blocks[1] is x
-    with pytest.raises(ValueError, match="block 1 returns no"), record_blocks([text], (1,)):
-        text(x)
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("block", "blocks, "), ("blocks.6", "blocks.5, "), ("transformer.blocks", "blocks, ")],
+)
+def test_a_name_that_does_not_exist_is_answered_with_the_nearest(model, name, near):
+    with pytest.raises(ValueError, match=f"^no module '{name}' in SiT: near are .*{near}"):
+        find_blocks(model, name)
+
+
+class Returning(nn.Module):
+    """A block that returns what it is called with."""
+
+    def forward(self, *output):
+        return output if len(output) > 1 else output[0]
+
+
+def recorded(*output, **options) -> torch.Tensor:
+    block = Returning()
+    with record_blocks([block], (1,), **options) as blocks:
+        block(*output)
+    return blocks[1]
+
+
+IMAGE, TEXT, WEIGHTS = torch.randn(2, 4, 3), torch.randn(2, 6, 3), torch.randn(2, 1, 4, 4)
+
+
+@pytest.mark.parametrize("output", [(IMAGE,), (IMAGE, "state"), (None, IMAGE), (WEIGHTS, IMAGE)])
+def test_a_tuple_is_represented_by_its_only_tokens(output):
+    assert recorded(*output) is IMAGE
+
+
+@pytest.mark.parametrize("output", ["no tensor", WEIGHTS, {"sample": IMAGE}])
+def test_a_block_that_returns_no_tokens_is_refused(output):
+    with pytest.raises(ValueError, match=r"^block 1 returns no \(batch, tokens, width\) tensor"):
+        recorded(output)
+
+
+def test_text_is_never_taken_for_the_image():
+    with pytest.raises(ValueError, match="^block 1 returns 2 .* tensors.*output: output"):
+        recorded(TEXT, IMAGE)
+    assert recorded(TEXT, IMAGE, tokens=lambda output: output[1]) is IMAGE
+
+
+@pytest.mark.parametrize(
+    ("output", "tokens"),
+    [
+        (torch.cat([TEXT, IMAGE], 1), lambda output: output[:, 6:]),
+        (IMAGE.transpose(0, 1), lambda output: output.transpose(0, 1)),
+        ({"sample": IMAGE}, lambda output: output["sample"]),
+    ],
+)
+def test_tokens_picks_the_image_out_of_anything(output, tokens):
+    assert torch.equal(recorded(output, tokens=tokens), IMAGE)
+
+
+def test_tokens_that_give_no_tokens_are_refused():
+    with pytest.raises(ValueError, match="^block 1 returns no"):
+        recorded(IMAGE, tokens=lambda output: output[0])
+
+
+def test_a_block_within_a_checkpointed_stretch_gets_the_same_gradient(perturb):
+    """As timm has it: several blocks in one checkpoint, the student in the middle, and a slice."""
+    layers = [nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True) for _ in range(6)]
+    model, sync = perturb(nn.Sequential(*layers)), LayerSync([(2, 5)])
+    x = torch.randn(3, 7, 16)
+
+    def gradients(forward):
+        model.zero_grad()
+        with record_blocks(model, sync.blocks, tokens=lambda output: output[:, 1:]) as blocks:
+            loss = forward(x).square().mean()
+        (loss + sync(blocks)).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    def checkpointed(x):
+        x = checkpoint(model[:3], x, use_reentrant=False)
+        return checkpoint(model[3:], x, use_reentrant=False)
+
+    for a, b in zip(gradients(model), gradients(checkpointed), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_backward_pass_inside_the_with_does_no_harm(model, inputs):
+    sync = LayerSync([(2, 5)])
+    model.activation_checkpointing = True
+
+    def gradients(inside):
+        model.zero_grad()
+        with record_blocks(model.blocks, sync.blocks) as blocks:
+            loss = model(*inputs).pred.square().mean()
+            if inside:
+                (loss + sync(blocks)).backward()
+        if not inside:
+            (loss + sync(blocks)).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    for a, b in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_model_compiled_whole_that_ignores_hooks_is_an_error_not_a_zero(model, inputs):

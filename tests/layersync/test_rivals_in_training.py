@@ -1,18 +1,20 @@
 """Every regulariser through the training step that DDP wraps, around a real SiT."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from layersync import SRA, SRA2, Alignment, Context, Dispersive, LayerSync, Target
+from layersync import SRA, SRA2, Alignment, Context, Dispersive, LayerSync, Target, trd
 from models import SiT
 from transport import TrainingStep, create_transport
 
 GRID = (4, 4)
 REGULARISERS = {
     "layersync": lambda: LayerSync([(1, 3)]),
+    "trd": lambda: LayerSync([(1, 3)], similarity=partial(trd, frames=4)),
     "random teacher": lambda: LayerSync([(1, 3)], teacher="random"),
     "dispersive": lambda: Dispersive(2),
     "repa": lambda: Alignment([Target(2, 5)], 24, grid=GRID, hidden=16),
@@ -63,7 +65,10 @@ def test_at_weight_0_the_model_trains_as_without_it_and_no_parameter_is_left_out
 
 
 def test_flops_of_every_rival_are_counted_without_numbers():
-    """As `models.flops` counts the model's, on the meta device: 3 times the forward's products."""
+    """As `models.flops` counts the model's, on the meta device: 3 times the forward's products.
+
+    TRD's are made twice, and its teacher has no gradient.
+    """
 
     def flops(regulariser):
         blocks = {k: torch.empty(4, 16, 24, requires_grad=True) for k in (1, 2, 3)}
@@ -85,4 +90,6 @@ def test_flops_of_every_rival_are_counted_without_numbers():
     }
     expected = {name: 3 * 2 * tokens * size for name, size in weights.items()}
     expected |= {"layersync": 0, "random teacher": 0, "dispersive": 3 * 2 * 4**2 * 16 * width}
+    pairs = 10 * 4**2  # of tokens: each of 4 frames of 4 meets itself and the later ones
+    expected["trd"] = 3 * 2 * 2 * 4 * pairs * width
     assert counted == expected

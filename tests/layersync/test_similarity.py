@@ -1,11 +1,14 @@
-"""How alike two blocks are, in the ways that are really different."""
+"""How alike two blocks are, in the ways that are really different; test_trd.py has TRD of video."""
+
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from regulariser_toys import assert_compiles, context, features, gradient
 
-from layersync import SIMILARITIES, LayerSync, centred, cosine, relation, smooth_l1, spatial
+import layersync
+from layersync import LayerSync, centred, cosine, relation, smooth_l1, spatial
 
 
 def unit(x):
@@ -42,6 +45,8 @@ RESTATED = {
     "relation": relation_by_loops,
 }
 RESTATED["centred_all"] = RESTATED["centred"]  # there is one rank here
+RESTATED["trd"] = relation_by_loops  # of one frame
+SIMILARITIES = layersync.SIMILARITIES | {"trd": partial(layersync.trd, frames=1)}
 NAMES = list(SIMILARITIES)
 
 
@@ -55,7 +60,7 @@ def rotation(width=8):
 
 
 def test_the_table_holds_all_of_them():
-    assert SIMILARITIES.keys() == RESTATED.keys()
+    assert layersync.SIMILARITIES.keys() == RESTATED.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,7 +85,7 @@ def test_it_is_float32_of_bfloat16_features_under_autocast(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_features_are_most_alike_themselves(name, pair):
     best = SIMILARITIES[name](pair[0], pair[0])
-    expected = 0.0 if name in ("smooth_l1", "relation") else 1.0
+    expected = 0.0 if name in ("smooth_l1", "relation", "trd") else 1.0
     torch.testing.assert_close(best.item(), expected, atol=1e-6, rtol=0)
     assert SIMILARITIES[name](*pair) < best
 
@@ -128,7 +133,7 @@ def test_what_all_tokens_of_an_image_share_does_not_matter_to_the_spatial_one(pa
     torch.testing.assert_close(spatial(*moved), spatial(*pair), atol=1e-5, rtol=0)
 
 
-def test_only_the_relation_ignores_a_rotation_of_one_block(pair):
+def test_only_relations_ignore_a_rotation_of_one_block(pair):
     student, teacher = pair
     turned = teacher @ rotation()
     torch.testing.assert_close(relation(student, turned), relation(*pair), atol=1e-6, rtol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from regulariser_toys import features
 
-from layersync import alarms, centred, cosine, effective_rank, statistics
+from layersync import alarms, centred, cosine, effective_rank, gradient_ratio, statistics
 
 
 def test_statistics_are_what_their_names_say():
@@ -45,6 +45,20 @@ def test_one_image_alone_is_logged_without_an_error():
     assert statistics(one, one)["centred"] == 0
 
 
+def test_the_gradient_ratio_is_that_of_the_norms_and_leaves_no_trace():
+    frozen, unused = torch.ones(2), torch.ones(2, requires_grad=True)
+    a, b = torch.tensor([3.0, 4.0], requires_grad=True), torch.tensor([2.0], requires_grad=True)
+    hidden = a * b  # the graph that both share survives
+    term, loss = a.detach() @ hidden, 10 * b.sum()
+    ratio = gradient_ratio(term, loss, [a, b, frozen, unused])
+    expected = torch.tensor([6.0, 8.0, 25.0]).norm() / 10  # a's gradient is b a, b's is a . a
+    torch.testing.assert_close(ratio, expected)
+    assert all(p.grad is None for p in (a, b, unused)) and not ratio.requires_grad
+    (term + loss).backward()
+    assert b.grad == 35
+    assert gradient_ratio(frozen.sum(), b.sum(), [a, b]) == 0  # adapters in deep blocks alone, say
+
+
 HEALTHY = {"teacher_rank 2:4": 30.0, "teacher_norm 2:4": 7.0, "grad_ratio": 0.04, "cosine 2:4": 1.0}
 
 
@@ -69,3 +83,18 @@ def test_alarms_are_of_a_fall_and_of_a_term_that_moves_nothing(change, said):
 def test_a_ratio_of_nil_is_no_alarm_while_blocks_may_still_be_the_identity():
     now = HEALTHY | {"grad_ratio": 0.0}
     assert not alarms(now, now, step=1) and alarms(now, now, step=100)
+
+
+def test_padding_is_not_looked_at():
+    student, teacher = torch.randn(3, 8, 6), torch.randn(3, 8, 6)
+    mask = torch.arange(8)[None] < torch.tensor([8, 5, 3])[:, None]
+    clean = statistics(student, teacher, mask)
+    student[~mask], teacher[~mask] = 100.0, -100.0
+    spoilt = statistics(student, teacher, mask)
+    for name, value in clean.items():
+        torch.testing.assert_close(spoilt[name], value)
+    valid = teacher[mask]
+    torch.testing.assert_close(clean["teacher_rank"], effective_rank(valid))
+    whole = statistics(student, teacher, torch.ones(3, 8, dtype=torch.bool))
+    for name, value in statistics(student, teacher).items():
+        torch.testing.assert_close(whole[name], value)

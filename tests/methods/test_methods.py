@@ -9,8 +9,10 @@ import torch
 
 import domains
 from evaluations.extractors import classifier as classifiers
+from layersync import relation, trd
 from methods import METHODS, check_flags
 from methods.store import FeatureStore
+from models import SiT
 from runtime.config import TrainConfig, parse
 from runtime.errors import InputError
 from runtime.presets import PRESETS
@@ -134,7 +136,7 @@ def test_a_term_that_starts_late_is_absent_before(tmp_path, flags_of):
     ("similarity", "teacher"),
     [
         ("centred", "own"), ("centred_all", "own"), ("spatial", "own"), ("smooth_l1", "own"),
-        ("relation", "own"),
+        ("relation", "own"), ("trd", "own"),
         ("cosine", "other_image"), ("centred", "random"),
     ],
 )  # fmt: skip
@@ -142,6 +144,56 @@ def test_every_similarity_and_every_control_runs(tmp_path, flags_of, teacher, si
     words = ["--teacher", teacher, "--similarity", similarity, "--max-steps", 2]
     succeed("train", *flags_of("layer_sync"), *words, "--results-dir", tmp_path)
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path))
+
+
+def built(model, **flags):
+    return METHODS[flags.get("loss_type", "layer_sync")](
+        TrainConfig(**flags), model, domains.build("digits")
+    )
+
+
+def test_trd_takes_its_frames_from_a_model_of_three_axes(perturb):
+    video = dict(in_channels=4, hidden_size=24, depth=5, num_heads=2, num_classes=0)
+    model = perturb(SiT((3, 8, 12), (1, 2, 2), **video))
+    flags = dict(similarity="trd", trd_margin=0.01, trd_pool=(2, 3))
+    config, method = built(model, **flags)
+    assert config.reg_weight == method.regulariser.peak_weight == 0.5
+    sync = method.regulariser
+    blocks = model(torch.randn(2, 4, 3, 8, 12), torch.rand(2), return_blocks=sync.blocks).blocks
+    student, teacher = (blocks[number] for number in sync.blocks)
+    loss = trd(student, teacher, frames=3, margin=0.01, grid=(4, 6), pool=(2, 3))
+    assert sync(blocks) == -loss > 1e-3
+    assert not sync(blocks).isclose(-trd(student, teacher, frames=3))
+    assert built(model, reg_weight=0.002, similarity="trd")[0].reg_weight == 0.002
+
+
+def test_of_images_and_of_sound_trd_is_the_relation_of_one_frame(perturb):
+    for axes in ((8, 12), (10,)):
+        model = perturb(SiT(axes, 2, 3, hidden_size=24, depth=5, num_heads=2, num_classes=0))
+        sync = built(model, similarity="trd")[1].regulariser
+        blocks = model(torch.randn(2, 3, *axes), torch.rand(2), return_blocks=sync.blocks).blocks
+        assert sync(blocks) == -relation(*(blocks[number] for number in sync.blocks)) > 1e-3
+
+
+def test_trd_resumes_with_its_flags(tmp_path, flags_of):
+    words = ["--similarity", "trd", "--trd-margin", 1e-6, "--trd-pool", 2, 1, "--resume", "auto"]
+    for stop in (2, 4):
+        flags = [*flags_of("layer_sync"), *words, "--max-steps", stop]
+        succeed("train", *flags, "--results-dir", tmp_path)
+    found = rows(tmp_path)
+    assert [row["reg_weight"] for row in found] == [0.5] * 4
+    assert all(np.isfinite(row["loss"]) for row in found) and found[-1]["reg"] > 0
+    other = [*flags_of("layer_sync"), *words[:-4], 1, 2, *words[-2:], "--max-steps", 6]
+    assert "--trd-pool (2, 1) -> (1, 2)" in refused("train", *other, "--results-dir", tmp_path)
+
+
+def test_dispersive_as_its_paper_has_it_is_at_a_quarter_of_the_depth():
+    """Also the baseline of the video models, of 28 and 30 blocks."""
+    for depth, block in [(28, 7), (30, 7), (12, 3), (3, 1)]:
+        model = SiT((2, 4, 4), 2, 3, hidden_size=12, depth=depth, num_heads=1, num_classes=0)
+        config, method = built(model, loss_type="dispersive")
+        assert method.regulariser.blocks == (block,) and method.regulariser.tau == 0.5
+        assert (config.encoder_depth, config.reg_weight, config.disp_tau) == (block, 0.5, 0.5)
 
 
 def test_features_are_of_the_image_and_of_its_mirror_image(features, monkeypatch):
@@ -228,6 +280,12 @@ def test_features_of_other_images_are_refused(features, tmp_path):
         ("--loss-type repa --similarity centred", "--similarity has no meaning for .* repa"),
         ("--loss-type vanilla --encoder-depth 2", "--encoder-depth has no meaning for .* vanilla"),
         ("--loss-type sra --sra-variant cos --sra-epoch-steps 3", "cos does not decay"),
+        ("--similarity trd --trd-pool 3 1", "a pool of 3 x 1 does not divide a frame's 2 x 2"),
+        ("--similarity trd --trd-pool 2", "--trd-pool: a pool of 2 does not divide"),
+        ("--similarity relation --trd-margin 0.1", "--trd-margin has no meaning for --similarity"),
+        ("--trd-pool 2 2", "--trd-pool has no meaning for --similarity cosine"),
+        ("--similarity trd --trd-margin 3", "--trd-margin 3.0: give 0 to 2"),
+        ("--loss-type sra --trd-margin 0.1", "--trd-margin has no meaning for .* sra"),
         ("--loss-type vanilla --telemetry-every 5", "--telemetry-every has no meaning"),
         ("--reg-schedule-steps 100", "--reg-schedule constant has no length"),
         ("--loss-type multiple_sync --multi-blocks-match [(1.5,3)]", "names no pairs"),

@@ -82,7 +82,7 @@ def test_gaussian_flow_converges_with_the_order_of_the_solver(path, method, orde
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
 
 
-@pytest.mark.parametrize("path, prediction", COMBINATIONS)
+@pytest.mark.parametrize("path, prediction", [*COMBINATIONS, ("GVP", "data"), ("VP", "data")])
 def test_gaussian_flow_is_integrated_exactly(path, prediction):
     """The flow maps quantiles to quantiles, whatever the path and the prediction."""
     field, transport = Gaussian(path, prediction), create(path, prediction)

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transport import PATHS, PREDICTIONS
+from transport import PATHS
 
-COMBINATIONS = [(path, prediction) for path in PATHS for prediction in PREDICTIONS]
+CONTINUOUS = [name for name, path in PATHS.items() if path.steps is None]
+SITS = ("velocity", "noise", "score")  # predictions that SiT has, too
+COMBINATIONS = [(path, prediction) for path in CONTINUOUS for prediction in SITS]
 
 
 def golden() -> dict[str, np.ndarray]:
@@ -62,6 +64,8 @@ class Gaussian(NamedTuple):
             return score
         if self.prediction == "noise":
             return -s.sigma * score
+        if self.prediction == "data":
+            return (x + s.sigma**2 * score) / s.alpha
         growth = s.alpha * s.d_alpha * self.deviation**2 + s.sigma * s.d_sigma
         return s.d_alpha * self.mean - growth * score
 

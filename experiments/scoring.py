@@ -1,0 +1,90 @@
+"""How the samples of a data set are drawn and scored in sweeps: the commands of both."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runtime.config import TrainConfig
+from runtime.errors import InputError
+
+from .runs import Step
+
+# Motions are scored by so many at a time, where there are so many, and compared within a batch.
+REPLICATION, BATCH = 1024, 32
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Pictures and sounds, by `evaluations.images`."""
+
+    samples: int
+    batch: int
+    time_points: int | None  # of the sampler; None: the protocol's
+    reference: str  # real ones: an .npz, or a --dataset_name
+    extractor: str
+
+    def sample_words(self) -> list[str]:
+        words = ["--num-fid-samples", str(self.samples), "--per-proc-batch-size", str(self.batch)]
+        if self.time_points is None:
+            return words
+        return [*words, "--num-sampling-steps", str(self.time_points)]
+
+    def score_words(self, samples: Path, config: TrainConfig) -> list[str]:
+        words = ["-m", "evaluations.images", self.reference, str(samples)]
+        return [*words, "--extractor", self.extractor, *data_words(config)]
+
+    def check(self) -> None:
+        """
+        Raises:
+            InputError: the reference is not there.
+        """
+        if self.reference.endswith(".npz") and not Path(self.reference).is_file():
+            raise InputError(f"--reference {self.reference}: there is no such file")
+
+    def prepared(self, config: TrainConfig, results: Path) -> tuple["Scoring", list[Step]]:
+        """With what has to be made once before: a classifier that all sweeps of a results folder
+        share, because scores are comparable only under one."""
+        if self.extractor != "classifier":
+            return self, []
+        file = classifier_file(results, config.dataset_name)
+        words = ["-m", "evaluations.images", "train-classifier"]
+        words += ["--dataset_name", config.dataset_name, "--out", str(file), *data_words(config)]
+        step = Step(f"classifier-{config.dataset_name}", words, file)
+        return replace(self, extractor=f"classifier:{file}"), [step]
+
+
+@dataclass(frozen=True)
+class MotionScoring(Scoring):
+    """Motions, by `evaluations.motion`; the reference is the folder of the evaluator."""
+
+    extractor: str = "T2M"
+
+    def score_words(self, samples: Path, config: TrainConfig) -> list[str]:
+        words = ["-m", "evaluations.motion", str(samples), "--data", str(config.data_path)]
+        each = min(self.samples, REPLICATION) // BATCH * BATCH
+        return [*words, "--evaluator", self.reference, "--per-replication", str(each)]
+
+    def check(self) -> None:
+        if not Path(self.reference).is_dir():
+            raise InputError(
+                f"--reference {self.reference}: there is no such folder; give that of the evaluator"
+            )
+        if self.samples < BATCH:
+            raise InputError(f"--samples {self.samples}: motions are scored by {BATCH}, or more")
+
+
+PAPER = Scoring(50_000, 50, None, "VIRTUAL_imagenet256_labeled.npz", "inception")
+SCORINGS: dict[str, Scoring] = {  # --dataset_name -> its own; all others as the paper's images
+    "digits": Scoring(500, 100, 25, "digits", "classifier"),
+    "fashion-mnist": Scoring(10_000, 250, 25, "fashion-mnist", "classifier"),
+    "instruments": Scoring(256, 64, 25, "instruments", "classifier"),
+    "mtg-jamendo": Scoring(10_000, 50, None, "mtg-jamendo", "clap:laion/larger_clap_music"),
+    "humanml3d": MotionScoring(20 * REPLICATION, 64, None, "motion-diffusion-model"),
+}
+
+
+def classifier_file(results: Path, dataset: str) -> Path:
+    return results / f"classifier-{dataset}.pt"
+
+
+def data_words(config: TrainConfig) -> list[str]:
+    return [] if config.data_path is None else ["--data-path", config.data_path]
