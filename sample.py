@@ -165,9 +165,14 @@ def open_checkpoint(
     if not weights:
         raise InputError(f"{found.path} holds no raw weights: leave out --weights model")
     sample_eps = found.args.get("sample_eps") if flags.sample_eps is None else flags.sample_eps
+    architecture = found.architecture
+    if flags.pretrained:
+        if "pretrained" not in (architecture or {}):
+            raise InputError(f"--pretrained: {found.path} is whole without, leave it out")
+        architecture = architecture | {"pretrained": flags.pretrained}
     with asked_of_user(about=str(found.path)):
         model = models.load(
-            weights, found.architecture, args=found.args, reversed_time=found.reversed_time
+            weights, architecture, args=found.args, reversed_time=found.reversed_time
         )
     with asked_of_user():
         domain = domain_of(flags, found, model)
@@ -175,13 +180,14 @@ def open_checkpoint(
             flags.path_type or found.args.get("path_type", "Linear"),
             flags.prediction or found.args.get("prediction", "velocity"),
             sample_eps=sample_eps,
+            time_shift=flags.time_shift or found.args.get("time_shift", 1.0),
         )
     if flags.model:
         with asked_of_user():
             asked = models.architecture(flags.model)
         stored = {name: model.config.get(name) for name in asked}
-        if "patch_size" in asked:
-            stored["patch_size"] = model.patch[-1]
+        if isinstance(asked.get("patch_size"), int):
+            asked = asked | {"patch_size": (asked["patch_size"],) * len(model.patch)}
         if asked != stored:
             raise InputError(f"--model {flags.model}, but {found.path} has {stored}")
     with asked_of_user(about="--skip-blocks"):
@@ -191,7 +197,9 @@ def open_checkpoint(
     domain.codec.to(device)
     check_codec(flags, found, domain)
     precision = precision_of(flags, device)
-    model = cast_products(model.to(device), precision)
+    model = model.to(device)
+    if not model.own_precision:
+        cast_products(model, precision)
     if compiles(flags.compile, device) == "on":
         model.compile_blocks()
     network = Network(model, Arithmetic(precision, device, flags.attention))
@@ -233,12 +241,14 @@ def domain_of(flags: SampleFlags, found: Checkpoint, model: models.Denoiser) -> 
         num_classes=model.num_classes,
         vae=flags.vae or args.get("vae"),
         text_encoder=flags.text_encoder or args.get("text_encoder"),
+        num_frames=args.get("num_frames"),
+        frame_stride=args.get("frame_stride"),
         cache_dir=flags.cache_dir,
     )
     if tuple(domain.shape) != (channels, *axes):
         raise InputError(
             f"{found.path} works on inputs of {(channels, *axes)}, but {domain.name} with --vae "
-            f"{domain.vae} at {domain.raw_shape[-1]} pixels has {tuple(domain.shape)}"
+            f"{domain.vae} at {domain.image_size} pixels has {tuple(domain.shape)}"
         )
     if model.text_width != domain.text_width:
         raise InputError(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from domains import Condition, Draws, NoHeldOut
+from domains import Condition, Domain, Draws, NoHeldOut
 from runtime import distributed
 from runtime.config import (
     DDPMFlags,
@@ -267,16 +267,25 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
         },
         "protocol": flags.protocol,
         "dataset_name": opened.domain.name,
-        "image_size": opened.domain.raw_shape[-1],
+        "image_size": opened.domain.image_size,
         "num_classes": opened.domain.num_classes,
         "codec": opened.domain.codec.identity,
         **opened.domain.conditions,
         "seed": flags.global_seed,
         "batch": flags.per_proc_batch_size,
         "precision": precision_of(flags, task.ranks.device),
+        **frames_of(opened.domain),
+        **({"time_shift": opened.transport.shift} if opened.transport.shift != 1 else {}),
         **({"skip_blocks": list(flags.skip_blocks)} if flags.skip_blocks else {}),
         **task.protocol(),
     }  # fmt: skip
+
+
+def frames_of(domain: Domain) -> dict[str, int]:
+    """How clips are cut of videos."""
+    if domain.num_frames is None:
+        return {}
+    return {"num_frames": domain.num_frames, "frame_stride": domain.frame_stride}
 
 
 def public_name(flags: NpzFlags, opened: Opened) -> str:

@@ -1,4 +1,4 @@
-"""Train a SiT or an MDM with LayerSync, or without.
+"""Train a SiT or an MDM with LayerSync, or without; fine-tune Wan2.1 or CogVideoX.
 
 python train.py --preset digits
 torchrun --nproc_per_node=8 train.py --preset t1-xl
@@ -19,7 +19,7 @@ from domains.codecs import difference
 from domains.order import GlobalBatches, positions
 from layersync import alarms
 from methods import METHODS, Method, check_flags
-from models import Denoiser, Task, adapt, check_state, create, train_flops
+from models import Denoiser, Task, adapt, architecture, check_state, create, train_flops
 from runtime import checkpoint, distributed, parallel
 from runtime.checkpoint import Checkpoint
 from runtime.config import TrainConfig, parse
@@ -250,7 +250,10 @@ class Trainer:
         config, device = self.config, self.ranks.device
         size = config.global_batch_size // (self.ranks.size * config.grad_accum)
         x, zeros = (torch.zeros(size, *axes, device=device) for axes in (self.domain.shape, ()))
-        cond = self.domain.condition(zeros.long())
+        cond = {
+            name: value.to(device).expand(size, *value.shape[1:])
+            for name, value in self.model.example_condition().items()
+        }
         targets = self.targets.example(size, device) if self.targets else ()
         with self.arithmetic():
             return module(
@@ -395,32 +398,42 @@ def build(
     Raises:
         ValueError: flags that do not go together.
     """
+    pretrained = config.pretrained or architecture(config.model).get("pretrained")
     domain = domains.build(
         config.dataset_name, data_path=config.data_path, image_size=config.image_size,
         num_classes=config.num_classes, vae=config.vae, text_encoder=config.text_encoder,
+        num_frames=config.num_frames, frame_stride=config.frame_stride, pretrained=pretrained,
         cache_dir=config.cache_dir, skip_corrupt=config.skip_corrupt,
     )  # fmt: skip
     config = dataclasses.replace(
         config,
-        image_size=domain.raw_shape[-1],
+        image_size=domain.image_size,
+        pretrained=pretrained,
         num_classes=domain.num_classes,
         vae=domain.vae,
         text_encoder=domain.text_encoder,
+        num_frames=domain.num_frames,
+        frame_stride=domain.frame_stride,
         precision=config.precision or default_precision(device),
         compile=compiles(config.compile, device),
     )
     transport = create_transport(
-        config.path_type, config.prediction, config.loss_weight, config.train_eps, config.sample_eps
-    )
+        config.path_type, config.prediction, config.loss_weight, config.train_eps,
+        config.sample_eps, config.time_shift,
+    )  # fmt: skip
     torch.manual_seed(config.global_seed)
     task = Task(
         domain.shape, domain.num_classes, domain.multi_label, domain.text_width,
         transport.path.steps, config.learn_sigma, config.mask_frames,
+        (config.path_type, config.prediction), config.precision == "bf16",
     )  # fmt: skip
     model = create(
         config.model, task, depth=config.depth, hidden_size=config.hidden_size,
-        num_heads=config.num_heads, dropout=config.dropout,
+        num_heads=config.num_heads, dropout=config.dropout, pretrained=pretrained,
+        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha,
     )  # fmt: skip
+    if config.shard and pretrained_parts(model):
+        raise InputError("--shard is for networks that are trained whole: give --lora-rank 0")
     model.activation_checkpointing = config.activation_checkpointing
     model.keeps_condition_token = config.sync_tokens == "all"
     check_flags(config)
@@ -482,7 +495,15 @@ def score_of(
 
 
 def needs_of(model: Denoiser) -> Needs:
-    return Needs(sum(p.numel() for p in model.parameters()), train_flops(model))
+    outside = pretrained_parts(model)
+    own = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in outside)
+    return Needs(own, train_flops(model), sum(p.numel() * p.element_size() for p in outside))
+
+
+def pretrained_parts(model: Denoiser) -> list[nn.Parameter]:
+    """Parameters that are not trained and in no checkpoint."""
+    stored = model.state_dict().keys()
+    return [p for name, p in model.named_parameters() if name not in stored]
 
 
 def print_dry_run(config: TrainConfig, model: Denoiser) -> None:

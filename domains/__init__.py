@@ -8,6 +8,7 @@ from typing import Any
 from runtime.errors import InputError
 
 from . import (
+    captioned_video,
     foreign,
     humanml3d,
     image_store,
@@ -18,6 +19,7 @@ from . import (
     texts,
     tiny_imagenet,
     track_store,
+    video,
 )
 from .audio import SAMPLES
 from .codecs import PIXELS
@@ -27,6 +29,7 @@ from .latents import LatentDomain, LatentSource
 from .motion import MotionDomain
 from .order import Draws
 from .sources import NoHeldOut
+from .video import VideoDomain
 
 __all__ = [
     "DATASETS", "Batch", "Condition", "DataSet", "Domain", "Draws", "NoHeldOut", "Row", "as_read",
@@ -68,7 +71,7 @@ def latents_of(opener: Callable[[str | None, int | None], LatentSource]) -> Crea
 
 
 def default_flags(
-    image_size: int, num_classes: int | None, vae: str, *, hflip: bool
+    image_size: int | None, num_classes: int | None, vae: str | None, *, hflip: bool
 ) -> dict[str, Any]:
     return dict(image_size=image_size, num_classes=num_classes, vae=vae, hflip=hflip)
 
@@ -120,6 +123,27 @@ DATASETS = {
         | dict(text_encoder=texts.CLIP),
         create=MotionDomain.create,
     ),
+    # CLEVRER's mp4 files: --data-path the folder of video_train and video_validation
+    "clevrer": Row(
+        video.clevrer,
+        default_flags(256, 0, "ema", hflip=False) | dict(num_frames=16, frame_stride=3),
+        create=VideoDomain.create,
+    ),
+    # Something-Something V2's webm files and lists; with its captions for Wan2.1 and CogVideoX
+    "ssv2": Row(
+        video.ssv2,
+        default_flags(None, 0, None, hflip=False)
+        | dict(num_frames=33, frame_stride=1, text_encoder=texts.NONE),
+        dict(holds=True),
+        create=captioned_video.ssv2_domain,
+    ),
+    # images that move, in CLEVRER's layout: --data-path the folder of experiments.moving
+    "moving": Row(
+        video.clevrer,
+        default_flags(32, None, PIXELS, hflip=False) | dict(num_frames=8, frame_stride=2),
+        dict(channels=1),
+        create=VideoDomain.create,
+    ),
     # random moments of Stable Diffusion's shape in memory: benchmarks, cluster tests
     "synthetic": Row(create=latents_of(latents.Synthetic), takes_data_path=False),
 }
@@ -132,6 +156,8 @@ STORES: tuple[tuple[Callable[[Path], bool], Create], ...] = (
 )
 # Any image data set of the hub, or a folder written by datasets.save_to_disk.
 HUB = Row(sources.HubSource, default_flags(256, None, "ema", hflip=True), dict(channels=3))
+# Flags that only some data sets have a default for -> what the others are without.
+OWN = {"text_encoder": "texts", "num_frames": "frames", "frame_stride": "frames"}
 
 
 def find(dataset_name: str) -> Row:
@@ -152,11 +178,18 @@ def build(
     num_classes: int | None = None,
     vae: str | None = None,
     text_encoder: str | None = None,
+    num_frames: int | None = None,
+    frame_stride: int | None = None,
+    pretrained: str | None = None,
     data_path: str | None = None,
     cache_dir: str | None = None,
     skip_corrupt: bool = False,
 ) -> Domain:
     """The domain of a data set; None stands for the data set's default.
+
+    Args:
+        pretrained: a pipeline of diffusers whose network is to be trained: of data with texts, its
+            VAE and its text encoder are the default.
 
     Opens neither images nor VAE weights: they open, and may be refused, when first asked for. A
     folder of latents is read as far as it says what is in it, and a --vae that is not the one it
@@ -166,18 +199,22 @@ def build(
         InputError: unknown name, or flags that do not fit the data set.
     """
     row = find(dataset_name)
+    if pretrained and "text_encoder" in row.defaults:
+        vae, text_encoder = vae or pretrained, text_encoder or pretrained
     if data_path and not row.takes_data_path:
         raise InputError(f"--dataset_name {dataset_name} needs no data: leave out --data-path")
-    if text_encoder and "text_encoder" not in row.defaults:
-        raise InputError(
-            f"--text-encoder {text_encoder}: {dataset_name} has no texts, leave it out"
-        )
+    own = dict(text_encoder=text_encoder, num_frames=num_frames, frame_stride=frame_stride)
+    for flag, value in own.items():
+        if value is not None and flag not in row.defaults:
+            raise InputError(
+                f"--{flag.replace('_', '-')} {value}: {dataset_name} has no {OWN[flag]}, leave it "
+                "out"
+            )
     given = dict(image_size=image_size, num_classes=num_classes, vae=vae)
     given = {flag: value for flag, value in given.items() if value is not None}
     if create := None if row.own_folder else stored_latents(data_path):
         return create(dataset_name, **given, data_path=data_path, cache_dir=cache_dir)
-    if text_encoder:
-        given["text_encoder"] = text_encoder
+    given |= {flag: value for flag, value in own.items() if value is not None}
     return row.create(
         dataset_name,
         source=row.source,

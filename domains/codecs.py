@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import InputError
-
-from .hub import hub_answers
+from runtime.hub import hub_answers
 
 PIXELS = "none"  # --vae none
 VAES = {  # name -> hub id, latent channels, downsampling

@@ -64,20 +64,24 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def center_crop(image, size: int):
+def center_crop(image, size: int | tuple[int, int]):
     """ADM's preprocessing: halve by box filter while twice too large, then bicubic, then crop.
+
+    Args:
+        size: of a square, or height and width.
 
     Raises:
         ValueError: so long and thin that it would not fit into memory.
     """
     from PIL import Image
 
-    while min(image.size) >= 2 * size:
+    height, width = (size, size) if isinstance(size, int) else size
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
-    if width * height > MAX_RESIZED:
+    scale = max(height / image.height, width / image.width)
+    whole = round(image.width * scale), round(image.height * scale)
+    if whole[0] * whole[1] > MAX_RESIZED:
         raise ValueError(f"{image.width} x {image.height} pixels are too thin to crop")
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    image = image.resize(whole, Image.Resampling.BICUBIC)
+    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -22,14 +22,17 @@ Condition = dict[str, Tensor]  # what a model takes besides x_t and t
 class Batch(NamedTuple):
     """What the loop sees; call `checked()` in the main process before using it."""
 
-    raw: Tensor  # uint8 pixels (B, C, H, W), or float16 moments (B, 2C, h, w) of stored latents
-    y: Tensor  # int64 (B,), zeros where unconditional; multi-hot (B, K); embedded texts (B, W)
+    # uint8 pixels (B, C, H, W), of clips (B, C, T, H, W); float16 moments (B, 2C, h, w) of latents
+    raw: Tensor
+    # int64 (B,), zeros where unconditional; multi-hot (B, K); embedded texts (B, W) or (B, L, W)
+    y: Tensor
     index: Tensor  # int64 (B,), the sample's number in its data set
     problems: list[str]  # a sentence per corrupt image that another one replaced
     error: str | None = None
     flipped: Tensor | None = None  # bool (B,), which are mirror images; None: none
     stored: tuple[Tensor, ...] = ()  # features of these samples, (B, N, Z) or (B, Z) per store
     mask: Tensor | None = None  # bool (B, 1, *axes), false at padding; None: there is none
+    null: Tensor | None = None  # as y, no text's; None: the model has a null of its own
 
     @classmethod
     def failed(cls, error: str, problems: Sequence[str] = ()) -> "Batch":
@@ -40,18 +43,19 @@ class Batch(NamedTuple):
     def to_device(self, device: torch.device) -> "Batch":
         """What the network sees goes to the device, from page-locked memory: nothing waits."""
         pinned = device.type == "cuda"
-        raw, y, mask, *stored = (
+        raw, y, mask, null, *stored = (
             part if part is None else (part.pin_memory() if pinned else part).to(
                 device, non_blocking=True
             )
-            for part in (self.raw, self.y, self.mask, *self.stored)
+            for part in (self.raw, self.y, self.mask, self.null, *self.stored)
         )  # fmt: skip
-        return self._replace(raw=raw, y=y, mask=mask, stored=tuple(stored))
+        return self._replace(raw=raw, y=y, mask=mask, null=null, stored=tuple(stored))
 
     @property
     def cond(self) -> Condition:
         """What the model takes besides x_t and t, nothing dropped."""
-        return {"y": self.y} if self.mask is None else {"y": self.y, "mask": self.mask}
+        parts = {"y": self.y, "mask": self.mask, "null": self.null}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def checked(self) -> "Batch":
         if self.error is not None:
@@ -83,7 +87,8 @@ class Domain(ABC):
     """
 
     name: str
-    # A picture, uint8 (C, H, W); sound, int16 (channels, samples); motion, float32 (263, frames).
+    # A picture, uint8 (C, H, W); a clip, uint8 (C, T, H, W); sound, int16 (channels, samples);
+    # motion, float32 (263, frames).
     raw_shape: tuple[int, ...]
     shape: tuple[int, ...]  # the model's input (C, *axes)
     vae: str
@@ -109,7 +114,13 @@ class Domain(ABC):
         return False
 
     text_encoder = None  # --text-encoder, of data with captions
+    num_frames = frame_stride = None  # of clips
     pads = False  # whether lengths differ, and batches have a mask
+
+    @property
+    def image_size(self) -> int:
+        """What --image-size is: pixels of a side, samples of a sound, frames of a motion."""
+        return self.raw_shape[-1]
 
     @property
     def text_width(self) -> int:

@@ -5,7 +5,6 @@ y is up, lengths are metres; who faces z has x on the left.
 
 import math
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from runtime.files import atomic_write
 
-from .sound import pyav
+from .clips import write_mp4
 
 FPS = 20
 JOINTS = (
@@ -290,7 +289,7 @@ def save_animation(
     sheets = frames_of(motions, titles)
     with atomic_write(path) as file:
         if path.suffix == ".mp4":
-            write_mp4(file, sheets, fps)
+            write_mp4(file, map(np.asarray, sheets), fps)
         else:
             write_gif(file, sheets, fps)
 
@@ -331,20 +330,6 @@ def palette():
     image = Image.new("P", (1, 1))
     image.putpalette((own * (1 - share) + 255 * share).round().astype(np.uint8).tobytes())
     return image
-
-
-def write_mp4(file, images: Iterator, fps: float) -> None:
-    av = pyav()
-    with av.open(file, "w", format="mp4") as film:
-        stream = None
-        for image in images:
-            if stream is None:
-                rate = Fraction(fps).limit_denominator(1000)
-                stream = film.add_stream("h264", rate=rate, options={"preset": "veryfast"})
-                stream.width, stream.height = image.size
-                stream.pix_fmt = "yuv420p"
-            film.mux(stream.encode(av.VideoFrame.from_image(image)))
-        film.mux(stream.encode(None))
 
 
 def save_poses(

@@ -29,7 +29,7 @@ def pyav():
         import av
     except ImportError as error:
         raise InputError(
-            f"sound and video files need PyAV ({error}): pip install '.[audio]'"
+            f"sound and video files need PyAV ({error}): pip install '.[audio,video]'"
         ) from error
     return av
 

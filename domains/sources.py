@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.hub import hub_answers
 
 from .decoding import Unreadable, decode
-from .hub import hub_answers
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"

@@ -21,6 +21,7 @@ class Scoring:
     time_points: int | None  # of the sampler; None: the protocol's
     reference: str  # real ones: an .npz, or a --dataset_name
     extractor: str
+    held_out: bool = False  # the reference is that part of its data set
 
     def sample_words(self) -> list[str]:
         words = ["--num-fid-samples", str(self.samples), "--per-proc-batch-size", str(self.batch)]
@@ -30,13 +31,17 @@ class Scoring:
 
     def score_words(self, samples: Path, config: TrainConfig) -> list[str]:
         words = ["-m", "evaluations.images", self.reference, str(samples)]
-        return [*words, "--extractor", self.extractor, *data_words(config)]
+        words += ["--extractor", self.extractor, *(["--held-out"] if self.held_out else [])]
+        return [*words, *data_words(config)]
 
     def check(self) -> None:
         """
         Raises:
-            InputError: the reference is not there.
+            InputError: the reference, or the extractor's file, is not there.
         """
+        kind, _, weights = self.extractor.partition(":")
+        if kind == "i3d" and not Path(weights).is_file():
+            raise InputError(f"{weights}, which FVD needs, is not in the current folder")
         if self.reference.endswith(".npz") and not Path(self.reference).is_file():
             raise InputError(f"--reference {self.reference}: there is no such file")
 
@@ -78,6 +83,9 @@ SCORINGS: dict[str, Scoring] = {  # --dataset_name -> its own; all others as the
     "fashion-mnist": Scoring(10_000, 250, 25, "fashion-mnist", "classifier"),
     "instruments": Scoring(256, 64, 25, "instruments", "classifier"),
     "mtg-jamendo": Scoring(10_000, 50, None, "mtg-jamendo", "clap:laion/larger_clap_music"),
+    "moving": Scoring(500, 50, 25, "moving", "classifier"),
+    # FVD of as many clips as the validation part has videos.
+    "clevrer": Scoring(5000, 8, None, "clevrer", "i3d:i3d_torchscript.pt", held_out=True),
     "humanml3d": MotionScoring(20 * REPLICATION, 64, None, "motion-diffusion-model"),
 }
 

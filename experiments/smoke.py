@@ -17,8 +17,8 @@ from runtime.errors import InputError
 from .runs import ROOT, typed
 
 SWEEPS = (
-    "gate", "rivals", "table1", "table2", "table3", "table5", "table6", "table8", "figure2",
-    "distances", "schedule", "similarities", "controls", "prune",
+    "gate", "rivals", "table1", "table2", "table3", "table5", "table6", "table7", "table8",
+    "figure2", "distances", "schedule", "similarities", "controls", "prune",
 )  # fmt: skip
 
 

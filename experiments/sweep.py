@@ -205,6 +205,7 @@ def scoring_of(config: TrainConfig, flags: SweepFlags) -> tuple[Scoring, list[St
         samples=flags.samples or scoring.samples,
         batch=flags.per_proc_batch_size or scoring.batch,
         reference=flags.reference or scoring.reference,
+        held_out=scoring.held_out and flags.reference is None,
     )
     if not flags.dry_run:
         scoring.check()

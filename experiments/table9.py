@@ -61,7 +61,7 @@ def main() -> None:
         with asked_of_user():
             *_, model, method = build(config, device)
         regulariser = method.regulariser
-        width = model.config["hidden_size"]
+        width = model.width
         rows.append(row_of(name, regulariser.to(device), flags, width, device))
     write(rows, flags, device)
 

@@ -3,12 +3,14 @@
 import warnings
 from collections.abc import Sequence
 
-# depth: ((student, teacher), weight), from Tables 10 and 11; S shares B's depth and so its row.
+# depth: ((student, teacher), weight), from Tables 10 and 11 and section 4; S shares B's depth
+# and so its row.
 PUBLISHED = {
     8: ((3, 6), 0.2),  # MDM; the paper does not state its weight
     12: ((4, 7), 0.3),  # SiT-B
     24: ((8, 18), 0.2),  # SiT-L
     28: ((8, 16), 0.2),  # SiT-XL
+    30: ((4, 24), 0.2),  # CogVideoX-2B and Wan2.1-1.3B; the paper does not state their weight
 }
 
 

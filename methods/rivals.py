@@ -59,7 +59,7 @@ def repa(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainCon
     targets = EncoderTargets(config.repa_encoder, config.repa_weights, model.grid, domain)
     alignment = Alignment(
         [Target(checked(config.encoder_depth, model), targets.width)],
-        width=model.config["hidden_size"], weight=config.reg_weight, grid=model.grid, head=head,
+        width=model.width, weight=config.reg_weight, grid=model.grid, head=head,
         spatial_norm=spatial_norm, velocity_warmup=config.velocity_warmup,
         schedule=schedule_of(config),
     )  # fmt: skip
@@ -78,7 +78,7 @@ def external(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[Trai
             Target(checked(block, model), store.width, weight, store.kind)
             for (block, _, weight), store in zip(asked, stored.stores, strict=True)
         ],
-        width=model.config["hidden_size"], weight=config.reg_weight, grid=model.grid,
+        width=model.width, weight=config.reg_weight, grid=model.grid,
         velocity_warmup=config.velocity_warmup, schedule=schedule_of(config),
     )  # fmt: skip
     return config, Method(alignment, stored)
@@ -141,7 +141,7 @@ def sra(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConf
         SRA(
             checked(config.encoder_depth, model),
             checked(config.gt_encoder_depth, model),
-            width=model.config["hidden_size"],
+            width=model.width,
             weight=config.reg_weight,
             distance=distance,
             cos_axis=config.sra_cos_axis,
@@ -156,7 +156,7 @@ def sra2(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainCon
     return config, Method(
         SRA2(
             checked(config.encoder_depth, model),
-            width=model.config["hidden_size"],
+            width=model.width,
             patch=model.patch,
             channels=model.in_channels,
             weight=config.reg_weight,

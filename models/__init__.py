@@ -5,17 +5,22 @@ from .denoiser import Denoiser, Output, Task
 from .flops import train_flops
 from .mdm import MDM
 from .names import architecture, create
+from .pretrained import ADAPTER, KINDS, Pretrained, adapter_of
 from .sit import SIZES, SiT, SiT_models
 
 __all__ = [
+    "ADAPTER",
+    "KINDS",
     "MDM",
     "SIZES",
     "Denoiser",
     "Output",
+    "Pretrained",
     "SiT",
     "SiT_models",
     "Task",
     "adapt",
+    "adapter_of",
     "architecture",
     "architecture_of",
     "check_state",

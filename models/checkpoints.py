@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import mdm
+from . import mdm, pretrained
 from .denoiser import Denoiser
 from .embedders import TimestepEmbedder
 from .sit import SIZES, SiT
@@ -81,7 +81,7 @@ def architecture_of(
 
 
 class Family(NamedTuple):
-    """Networks of one kind, recognized by the name of a tensor."""
+    """Networks of one kind, recognized by how the name of a tensor begins."""
 
     tensor: str
     blocks: str  # how the names of its blocks' tensors begin
@@ -99,12 +99,18 @@ FAMILIES = (
         "input_process.poseEmbedding.weight", "seqTransEncoder.layers.",
         mdm.MDM, mdm.architecture_of, mdm.own_weights,
     ),
+    Family(
+        "network.", "network.",
+        pretrained.Pretrained, pretrained.architecture_of, pretrained.own_weights,
+    ),
     Family("", "blocks.", bare_sit, architecture_of, own_weights),  # the others
 )  # fmt: skip
 
 
 def family_of(weights: dict[str, Tensor]) -> Family:
-    return next(family for family in FAMILIES if not family.tensor or family.tensor in weights)
+    return next(
+        family for family in FAMILIES if any(name.startswith(family.tensor) for name in weights)
+    )
 
 
 def load(
@@ -134,7 +140,7 @@ def load(
         raise ValueError(f"its stored architecture is not that of its tensors ({error})") from error
     check_state(model, own)
     model.load_state_dict(own, assign=True)  # no time spent on initial values
-    model.restore_buffers()
+    model.restore_rest()
     return model.eval()
 
 

@@ -26,6 +26,8 @@ class Task(NamedTuple):
     steps: int | None = None  # ticks of the path's clock; None: it has none
     learn_sigma: bool = True  # SiT's doubled output
     mask_frames: bool = False  # no attention to padding
+    objective: tuple[str, str] = ("Linear", "velocity")  # the path, and what is predicted on it
+    bf16: bool = False  # what is not trained may be kept in bfloat16
 
 
 class Denoiser(nn.Module, ABC):
@@ -38,6 +40,7 @@ class Denoiser(nn.Module, ABC):
         activation_checkpointing: compute blocks again in the backward pass.
         skipped_blocks: numbers of blocks that are left out.
         draws: whether it draws random numbers in train mode.
+        own_precision: whether it computes in the precision of its weights, whatever the run's.
     """
 
     config: dict[str, Any]
@@ -46,6 +49,7 @@ class Denoiser(nn.Module, ABC):
     blocks: nn.ModuleList
     num_classes = text_width = 0
     draws = False
+    own_precision = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +64,12 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def attention_shape(self) -> tuple[int, int, int]:
         """Tokens, heads, and the width of a head."""
+
+    @property
+    def width(self) -> int:
+        """Of the tokens in its blocks."""
+        _, heads, head_width = self.attention_shape
+        return heads * head_width
 
     @property
     @abstractmethod
@@ -95,9 +105,13 @@ class Denoiser(nn.Module, ABC):
     def drop(self, cond: dict[str, Any], where: Tensor) -> dict[str, Any]:
         """The condition with its rows at `where` (B,) bool replaced by the null."""
 
-    def restore_buffers(self) -> None:
-        """Compute what a state dict does not hold, after it was loaded into a model without
-        memory."""
+    def restore_rest(self) -> None:
+        """Compute, or read, what a state dict does not hold, after it was loaded into a model
+        without memory.
+
+        Raises:
+            ValueError: it is not to be had.
+        """
 
     def randomize_gates(self) -> None:
         """Let blocks that begin as the identity do something, for teachers of random weights."""
@@ -106,7 +120,7 @@ class Denoiser(nn.Module, ABC):
         """Take blocks out, counted from 1: what they are given passes on (the paper's Table 8).
 
         Raises:
-            ValueError: a block that the model does not have.
+            ValueError: a block that the model does not have, or cannot be without.
         """
         self.skipped_blocks = frozenset(numbers)
         for number in self.skipped_blocks:

@@ -91,12 +91,12 @@ def sincos_positions(width: int, grid: tuple[int, ...]) -> Tensor:
     """Fixed sin-cos table (1, prod(grid), width), tokens in row-major order.
 
     The width is shared evenly among the axes, the last axis first, as in MAE and the public SiT;
-    what does not divide evenly goes to the last axis.
+    what does not divide evenly goes to the first axis, which is the time of videos.
     """
     if width % 2 or width < 2 * len(grid):
         raise ValueError(f"width {width} is too small or odd for positions on {len(grid)} axes")
     share = width // len(grid) // 2 * 2
-    widths = [width - share * (len(grid) - 1)] + [share] * (len(grid) - 1)
+    widths = [share] * (len(grid) - 1) + [width - share * (len(grid) - 1)]
     coordinates = torch.meshgrid(
         *(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij"
     )

@@ -150,7 +150,7 @@ class MDM(Denoiser):
 
     def example_condition(self) -> dict[str, Tensor]:
         mask = torch.ones(1, 1, *self.grid, dtype=torch.bool)
-        return {"y": torch.empty(1, self.text_width), "mask": mask}
+        return {"y": torch.zeros(1, self.text_width), "mask": mask}
 
     def null(self, cond: dict[str, Any]) -> dict[str, Any]:
         return cond | {"y": torch.zeros_like(cond["y"])}

@@ -5,14 +5,19 @@ from typing import Any
 
 from .denoiser import Denoiser, Task
 from .mdm import MDM
+from .pretrained import KINDS, Pretrained
 from .sit import SiT_models
 
 NETWORKS: dict[str, partial] = SiT_models | {
-    "MDM": partial(MDM, hidden_size=512, depth=8, num_heads=4, dropout=0.1)
+    "MDM": partial(MDM, hidden_size=512, depth=8, num_heads=4, dropout=0.1),
+    **{
+        name: partial(Pretrained, kind=name, pretrained=kind.hub_id, lora_rank=32, lora_alpha=None)
+        for name, kind in KINDS.items()
+    },
 }
 
 
-def architecture(name: str, **overrides: int | float | None) -> dict[str, Any]:
+def architecture(name: str, **overrides: int | float | str | None) -> dict[str, Any]:
     """Arguments of a network for its name, `overrides` (depth, hidden_size, num_heads, ...)
     replacing the named size's where they are not None.
 
@@ -28,7 +33,7 @@ def architecture(name: str, **overrides: int | float | None) -> dict[str, Any]:
     return size | given
 
 
-def create(name: str, task: Task, **overrides: int | float | None) -> Denoiser:
+def create(name: str, task: Task, **overrides: int | float | str | None) -> Denoiser:
     """A new network by its name.
 
     Raises:

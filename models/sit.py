@@ -207,7 +207,8 @@ class SiT(Denoiser):
     def made_for(cls, task: Task, **size: Any) -> "SiT":
         if task.text_width:
             raise ValueError(
-                "SiT is conditioned on classes, and the data have texts: give --model MDM"
+                "SiT is conditioned on classes, and the data have texts: give --model MDM for "
+                "motion, Wan2.1 or CogVideoX for video"
             )
         if task.mask_frames:
             raise ValueError("--mask-frames: SiT has none, leave it out")
@@ -223,9 +224,9 @@ class SiT(Denoiser):
 
     def example_condition(self) -> dict[str, Tensor]:
         multi = self.config["multi_label"]
-        return {"y": torch.empty(1, self.num_classes) if multi else torch.zeros(1).long()}
+        return {"y": torch.zeros(1, self.num_classes) if multi else torch.zeros(1).long()}
 
-    def restore_buffers(self) -> None:
+    def restore_rest(self) -> None:
         self.t_embedder.reset_frequencies()
 
     def randomize_gates(self) -> None:
@@ -289,8 +290,12 @@ SIZES = {
     "Ti": dict(depth=6, hidden_size=96, num_heads=4),  # for digits on a laptop; not in the paper
 }
 
+# By the name's last part. A number is for all axes: 1 is a token per latent, for sound; of videos
+# the first axis is time.
+PATCHES = {"2": 2, "4": 4, "8": 8, "1": 1, "1x2x2": (1, 2, 2), "2x4x4": (2, 4, 4)}
+
 SiT_models = {
-    f"SiT-{size}/{patch}": partial(SiT, patch_size=patch, **shape)
+    f"SiT-{size}/{name}": partial(SiT, patch_size=patch, **shape)
     for size, shape in SIZES.items()
-    for patch in (2, 4, 8, 1)  # 1: a token per latent, for sound
+    for name, patch in PATCHES.items()
 }

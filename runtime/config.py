@@ -15,12 +15,15 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class TransportFlags:
-    # interpolant between noise and data; Cosine-N is a discrete diffusion of N steps, as MDM's
-    path_type: Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50"] = "Linear"
-    prediction: Literal["velocity", "score", "noise", "data"] = "velocity"  # by the network
+    # interpolant between noise and data; discrete diffusions: Cosine-N of N steps, as MDM's, and
+    # CogVideoX's own
+    path_type: Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50", "CogVideoX"] = "Linear"
+    # by the network
+    prediction: Literal["velocity", "score", "noise", "data", "v_prediction"] = "velocity"
     loss_weight: Literal["velocity", "likelihood"] | None = None  # for score and noise prediction
     train_eps: float | None = None  # distance kept from the ends of t in training; None: SiT's
     sample_eps: float | None = None  # the same in sampling; None: SiT's
+    time_shift: float = 1.0  # more than 1: more times, of training and sampling, are near noise
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,26 @@ class TrainConfig(TransportFlags):
     image_size: int | None = None  # pixels, samples of sound, frames; None: the data set's
     num_classes: int | None = None  # 0 trains without condition; None: the data set's
     vae: str | None = None  # ema, mse, a hub id, a folder, or none for pixels; None: the data set's
-    text_encoder: str | None = None  # of captions: a CLIP's hub id or folder; None: the data set's
+    text_encoder: str | None = None  # of captions: hub id or folder; None: the data set's
+    num_frames: int | None = None  # video: of a clip; None: the data set's (16 of CLEVRER)
+    frame_stride: int | None = None  # video: frames from one of a clip to the next; None: as above
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs, and embedded captions
     skip_corrupt: bool = False  # replace unreadable images by the next one, and count them
     hflip: bool = True  # mirror images at random, where the data set allows it (digits do not)
     num_workers: int = 4  # processes per rank that read images
 
     # network
-    model: str = "SiT-XL/2"  # SiT-{S,B,L,XL,Ti}/{1,2,4,8}, or MDM for motion
+    model: str = "SiT-XL/2"  # SiT-{S,B,L,XL,Ti}/{1,2,4,8,1x2x2,2x4x4}, MDM for motion,
+    # Wan2.1 or CogVideoX for video with captions
     depth: int | None = None  # blocks; None: the model's
     hidden_size: int | None = None  # width; None: the model's
     num_heads: int | None = None  # attention heads; None: the model's
     learn_sigma: bool = True  # SiT: doubled output as in the public files; its half is unused
     dropout: float | None = None  # MDM: of activations; None: 0.1
     mask_frames: bool = False  # MDM: no attention to padding, as in its 50-step model
+    pretrained: str | None = None  # Wan2.1, CogVideoX: hub id or folder; None: the paper's
+    lora_rank: int | None = None  # Wan2.1, CogVideoX: of adapters; 0: train all; None: 32
+    lora_alpha: float | None = None  # Wan2.1, CogVideoX: of adapters; None: as the rank
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
 
     # regulariser
@@ -169,6 +178,19 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """Write what Wan2.1 or CogVideoX were taught so that diffusers' pipelines load it: the adapters
+    of LoRA as one file, a network trained whole as the folder of a transformer.
+
+    python export.py --ckpt results/000-Wan2.1-wan-ssv2 --out adapters
+    """
+
+    ckpt: str | None = None  # checkpoint file, or a run's folder (its newest checkpoint)
+    out: str = "adapters"  # the folder to write
+    weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
+
+
+@dataclass(frozen=True)
 class SampleFlags:
     ckpt: str | None = None  # checkpoint file, or a run's folder (its newest checkpoint)
     weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
@@ -179,15 +201,17 @@ class SampleFlags:
     dataset_name: str | None = None  # codec and class names; None: the checkpoint's
     data_path: str | None = None  # folder of the data, where it is needed
     vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
-    text_encoder: str | None = None  # a CLIP's hub id or folder; None: the checkpoint's
+    text_encoder: str | None = None  # a hub id or folder; None: the checkpoint's
+    pretrained: str | None = None  # Wan2.1, CogVideoX: hub id or folder; None: the checkpoint's
     cache_dir: str = "./cache/"  # downloads of VAEs, and embedded captions
-    path_type: Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50"] | None = (
+    path_type: Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50", "CogVideoX"] | None = (
         None  # None: the checkpoint's
     )
-    prediction: Literal["velocity", "score", "noise", "data"] | None = (
+    prediction: Literal["velocity", "score", "noise", "data", "v_prediction"] | None = (
         None  # None: the checkpoint's
     )
     sample_eps: float | None = None  # None: the checkpoint's
+    time_shift: float | None = None  # None: the checkpoint's
     num_sampling_steps: int = 250  # time points; adaptive solvers choose their own
     cfg_channels: Literal["all", "3"] | None = None  # guided channels; None: 3 for SD latents
     guidance_low: float = 0.0  # guide where t >= this (t = 0 noise, t = 1 data)
@@ -229,7 +253,7 @@ class GridFlags(SampleFlags):
     cfg_scale: float = 4.0  # classifier-free guidance; 1: none
     seed: int = 0  # image i is a function of (seed, i)
     class_labels: tuple[int, ...] = ()  # one image each; none: 16 over all classes
-    prompts: tuple[str, ...] = ()  # motion: one sample each, of these words
+    prompts: tuple[str, ...] = ()  # motion, video: one sample each, of these words
     num_frames: int | None = None  # motion: of the samples of --prompts; None: the longest
     out: str = "sample.png"  # the picture
 
@@ -321,7 +345,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "log_every": (1, MOST), "ckpt_every": (1, MOST), "sample_every": (0, MOST),
     "score_every": (0, MOST), "score_samples": (4, MOST),
     "keep_last": (0, MOST), "milestone_every": (0, MOST),
-    "dropout": (0, 0.99), "num_frames": (1, MOST), "train_eps": (0, 0.49), "sample_eps": (0, 0.49),
+    "dropout": (0, 0.99), "num_frames": (1, MOST), "frame_stride": (1, MOST),
+    "train_eps": (0, 0.49), "sample_eps": (0, 0.49), "time_shift": (0.01, 100),
+    "lora_rank": (0, 65_536), "lora_alpha": (SMALLEST, 1e6),
     "num_sampling_steps": (2, 10**9), "guidance_low": (0, 1), "guidance_high": (0, 1),
     "atol": (SMALLEST, 1e6), "rtol": (SMALLEST, 1e6),
     "diffusion_norm": (0, 1e6), "last_step_size": (0, 0.99),

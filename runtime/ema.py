@@ -9,22 +9,26 @@ from torch import nn
 class EMA:
     """ema <- decay * ema + (1 - decay) * model, in float32, starting as a copy of the model.
 
+    What is frozen in the model is not copied: both use the same tensors.
+
     Attributes:
         model: the averaged network, in eval mode.
 
     Raises:
-        ValueError: the model is not in float32. 1 - 0.9999 is below bfloat16's resolution: such an
-            average never moves.
+        ValueError: what is trained is not in float32. 1 - 0.9999 is below bfloat16's resolution:
+            such an average never moves.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         for name, parameter in model.named_parameters():
-            if parameter.dtype != torch.float32:
+            if parameter.requires_grad and parameter.dtype != torch.float32:
                 raise ValueError(f"EMA of {name} in {parameter.dtype}: keep weights in float32")
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.model = copy.deepcopy(model, memo=frozen).requires_grad_(False).eval()
         self.decay = decay
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        averaged, current = list(self.model.parameters()), list(model.parameters())
+        both = zip(self.model.parameters(), model.parameters(), strict=True)
+        averaged, current = zip(*(pair for pair in both if pair[1].requires_grad), strict=True)
         torch._foreach_lerp_(averaged, current, 1.0 - self.decay)

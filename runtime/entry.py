@@ -13,8 +13,8 @@ from .errors import InputError, LocalError, sentence_of
 def run(main: Callable[[], None]) -> None:
     """Call `main`; turn bad input into `error: sentence` on stderr and exit code 2."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' own
-    warnings.filterwarnings("ignore", message=".*torch.nn.utils.weight_norm")  # that, too
+    for own in ("local_dir_use_symlinks", "torch.nn.utils.weight_norm", "torch_dtype.*deprecated"):
+        warnings.filterwarnings("ignore", message=f".*{own}")  # diffusers' own
     if not speaks():
         warnings.simplefilter("ignore")
     try:

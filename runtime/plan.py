@@ -19,8 +19,9 @@ WARM, TIMED = 3, 10  # steps; the first ones compile and allocate
 class Needs(NamedTuple):
     """Of a model, whatever it is trained on."""
 
-    parameters: int
+    parameters: int  # in a checkpoint
     flops: float  # of an image, forward and backward
+    frozen: int = 0  # bytes of parameters beside them, which are not trained
 
     @property
     def file(self) -> float:
@@ -28,7 +29,7 @@ class Needs(NamedTuple):
         return 16 * self.parameters / GIB
 
     def lines(self) -> list[str]:
-        states = 20 * self.parameters / GIB  # the same and the gradients
+        states = (20 * self.parameters + self.frozen) / GIB  # the same and the gradients
         return [
             f"parameters                 {self.parameters:,}",
             f"arithmetic                 {self.flops / 1e9:.2f} GFLOP per image",

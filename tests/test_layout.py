@@ -14,8 +14,10 @@ import transport
 from evaluations import drop_blocks, maps, report, similarity, suggest_pairs
 from evaluations.images import __main__ as images
 from evaluations.motion import __main__ as motion
-from experiments import motion_evaluator
+from experiments import motion_evaluator, moving
+from experiments.sweep import SweepFlags
 from methods import features
+from models import KINDS
 from models.names import NETWORKS
 from runtime import config
 from runtime.config import foreign_to
@@ -26,7 +28,7 @@ from tests.commands import ROOT, succeed
 MAY_IMPORT = {
     "layersync": set(),
     "examples": {"layersync"},
-    "models": set(),
+    "models": {"layersync", "runtime"},
     "runtime": set(),
     "transport": {"layersync"},
     "domains": {"runtime"},
@@ -43,18 +45,21 @@ MAY_IMPORT = {
 }  # fmt: skip
 COMMANDS = (
     config.TrainConfig, config.EncodeConfig, config.NpzODE, config.NpzSDE, config.GridODE,
-    config.NpzDDPM, config.GridDDPM,
+    config.NpzDDPM, config.GridDDPM, config.ExportConfig,
     features.Flags, images.ScoreFlags, images.ReferenceFlags, images.ClassifierFlags,
     images.CompareFlags, report.Flags, similarity.Flags, maps.Flags, drop_blocks.Flags,
-    suggest_pairs.Flags, motion.Flags, motion_evaluator.Flags,
+    suggest_pairs.Flags, motion.Flags, motion_evaluator.Flags, SweepFlags, moving.Flags,
 )  # fmt: skip
 TORCH_ONLY = ("layersync", "models")
+LAZY = "pretrained.py"  # imports the libraries of its networks where these are asked for
 
 
-def imports_of(path: Path) -> set[str]:
-    """Top-level names that a file imports; relative imports stay in the room."""
+def imports_of(path: Path, *, at_start: bool = False) -> set[str]:
+    """Top-level names that a file imports, or (`at_start`) imports before anything is called;
+    relative imports stay in the room."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_start else ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -72,9 +77,9 @@ def test_imports_flow_one_way(room):
 
 @pytest.mark.parametrize("room", TORCH_ONLY)
 def test_the_method_and_the_models_need_torch_alone(room):
-    allowed = {"torch", room} | set(sys.stdlib_module_names)
+    allowed = {"torch", "layersync", room} | set(sys.stdlib_module_names)
     for path in (ROOT / room).rglob("*.py"):
-        assert imports_of(path) <= allowed, path
+        assert imports_of(path, at_start=path.name == LAZY) <= allowed, path
 
 
 def test_commands_start_without_the_heavy_extras():
@@ -82,7 +87,8 @@ def test_commands_start_without_the_heavy_extras():
     code = (
         "import sys; sys.argv = ['train.py', '--preset', 'digits', '--dry-run']; "
         "import train, sample_ddp, evaluations.images.__main__; train.main(); "
-        "heavy = {'diffusers', 'transformers', 'wandb', 'av', 'datasets', 'timm', 'tensorboard'}; "
+        "heavy = {'diffusers', 'transformers', 'peft', 'wandb', 'av', 'datasets', 'timm', "
+        "'tensorboard'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
@@ -120,12 +126,22 @@ def test_every_preset_builds(name, tmp_path):
         from tests.domains.music import save_oobleck
 
         own = ["--num-classes", 8, "--vae", save_oobleck(tmp_path / "vae", rate=16_000)]
+    if PRESETS[name].get("model") in KINDS:
+        own = ["--pretrained", pipeline_of(PRESETS[name]["model"], tmp_path)]
     result = succeed("train", "--preset", name, "--dry-run", *own)
     lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
     dropped = foreign_to("vanilla") | {"loss_type"} if "--loss-type" in own else set()
     for flag, value in PRESETS[name].items():
         assert lines[flag] == str(value) or flag in dropped
     assert lines["model"] in NETWORKS
+
+
+def pipeline_of(model: str, folder: Path) -> Path:
+    """As deep as the published one, and small."""
+    pytest.importorskip("peft")
+    from tests.pipelines import SAVES
+
+    return SAVES[model](folder / "pipeline", layers=30)
 
 
 def choices(holder: type, name: str) -> set:

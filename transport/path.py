@@ -25,6 +25,16 @@ class Schedule(NamedTuple):
         """alpha' sigma - alpha sigma' > 0: the denominator that all conversions share."""
         return self.d_alpha * self.sigma - self.alpha * self.d_sigma
 
+    @property
+    def power(self) -> Tensor:
+        """alpha^2 + sigma^2, 1 where the variance is kept."""
+        return self.alpha**2 + self.sigma**2
+
+    @property
+    def growth(self) -> Tensor:
+        """alpha' alpha + sigma' sigma, half the power's derivative."""
+        return self.d_alpha * self.alpha + self.d_sigma * self.sigma
+
 
 def linear(t: Tensor) -> Schedule:
     """x_t = t x1 + (1 - t) x0, the straight path; the paper's."""
@@ -68,6 +78,19 @@ def cosine_diffusion(t: Tensor, steps: int) -> Schedule:
     return Schedule(kept.sqrt().to(t.dtype), (1 - kept).sqrt().to(t.dtype), none, none)
 
 
+def cogvideox_diffusion(t: Tensor, steps: int, shift: float = 3.0) -> Schedule:
+    """CogVideoX's (arXiv 2408.06072): Stable Diffusion's scaled linear beta, with a signal to noise
+    ratio `shift` times smaller, and stretched so that none of the signal is left at the last tick
+    (arXiv 2305.08891). It has no velocity."""
+    roots = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64, device=t.device)
+    kept = torch.cumprod(1 - roots**2, dim=0)
+    signal = (kept / (shift + (1 - shift) * kept)).sqrt()
+    first, last = signal[0], signal[-1]
+    alpha = ((signal - last) * (first / (first - last)))[tick_of(t, steps).long()]
+    none = torch.zeros_like(t)
+    return Schedule(alpha.to(t.dtype), (1 - alpha**2).sqrt().to(t.dtype), none, none)
+
+
 class Path(NamedTuple):
     """A schedule, its name in flags and files, and where in time it is singular.
 
@@ -103,12 +126,14 @@ PATHS = {
             Path(f"Cosine-{steps}", partial(cosine_diffusion, steps=steps), False, False, steps)
             for steps in (1000, 50)
         ),
+        Path("CogVideoX", partial(cogvideox_diffusion, steps=1000), True, False, 1000),
     )
 }
 
 # What a network may predict, and (s, x_t, prediction) -> the same thing in another form. With the
 # wronskian every quotient is finite wherever its limit is: only alpha = 0 and sigma = 0 remain.
-PREDICTIONS = ("velocity", "noise", "score", "data")
+# v_prediction is alpha noise - sigma data (arXiv 2202.00512), by diffusers' name for it.
+PREDICTIONS = ("velocity", "noise", "score", "data", "v_prediction")
 CONVERSIONS: dict[tuple[str, str], Callable[[Schedule, Tensor, Tensor], Tensor]] = {
     ("noise", "velocity"): lambda s, x, e: (s.d_alpha * x - s.wronskian * e) / s.alpha,
     ("score", "velocity"): lambda s, x, g: (s.d_alpha * x + s.sigma * s.wronskian * g) / s.alpha,
@@ -122,6 +147,14 @@ CONVERSIONS: dict[tuple[str, str], Callable[[Schedule, Tensor, Tensor], Tensor]]
     ("velocity", "data"): lambda s, x, v: (s.sigma * v - s.d_sigma * x) / s.wronskian,
     ("noise", "data"): lambda s, x, e: (x - s.sigma * e) / s.alpha,
     ("score", "data"): lambda s, x, g: (x + s.sigma**2 * g) / s.alpha,
+    ("v_prediction", "velocity"): lambda s, x, v: (s.growth * x - s.wronskian * v) / s.power,
+    ("v_prediction", "noise"): lambda s, x, v: (s.sigma * x + s.alpha * v) / s.power,
+    ("v_prediction", "score"): lambda s, x, v: -(x + s.alpha / s.sigma * v) / s.power,
+    ("v_prediction", "data"): lambda s, x, v: (s.alpha * x - s.sigma * v) / s.power,
+    ("velocity", "v_prediction"): lambda s, x, u: (s.growth * x - s.power * u) / s.wronskian,
+    ("noise", "v_prediction"): lambda s, x, e: (s.power * e - s.sigma * x) / s.alpha,
+    ("score", "v_prediction"): lambda s, x, g: -s.sigma * (s.power * g + x) / s.alpha,
+    ("data", "v_prediction"): lambda s, x, d: (s.alpha * x - s.power * d) / s.sigma,
 }
 
 

@@ -71,7 +71,7 @@ class Sampler:
             ValueError: an unknown method, or fewer than two time points.
         """
         check_known(ODE_METHODS, sampling_method, "ODE sampling method")
-        times = time_grid(*self.interval(), num_steps)
+        times = self.times(self.interval(), num_steps)
         if reverse:
             times.reverse()
 
@@ -130,7 +130,7 @@ class Sampler:
         interval = self.interval(
             last_step_size if finish else 0.0, divides_by_alpha=diffusion_form == "SBDM"
         )
-        times = time_grid(*interval, num_steps)
+        times = self.times(interval, num_steps)
 
         def diffusion(x: Tensor, t: float) -> Tensor:
             time = filled(t, x)
@@ -190,7 +190,7 @@ class Sampler:
             ]
             ends = [*map(self.at, times), (1.0, 0.0)]
         else:
-            *times, end = time_grid(*transport.sample_interval(), (num_steps or 250) + 1)
+            *times, end = self.times(transport.sample_interval(), (num_steps or 250) + 1)
             ends = [*map(self.at, times), self.at(end)]
 
         @torch.no_grad()
@@ -218,6 +218,12 @@ class Sampler:
             few = min(FEW_TICKS, steps)
             return self.sample_ddpm(num_steps=few, guidance=guidance, randn=randn)
         return self.sample_ode(sampling_method="heun2", num_steps=FEW_STEPS, guidance=guidance)
+
+    def times(self, interval: tuple[float, float], num_steps: int) -> list[float]:
+        """num_steps times over an interval, ends included, evenly on the transport's clock."""
+        if self.transport.shift == 1:
+            return time_grid(*interval, num_steps)
+        return [self.transport.within(interval, way) for way in time_grid(0.0, 1.0, num_steps)]
 
     def at(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at t, in double precision on the host."""
@@ -255,7 +261,7 @@ class Sampler:
             ValueError: an unknown method, or fewer than two time points.
         """
         check_known(ODE_METHODS, sampling_method, "ODE sampling method")
-        times = time_grid(*self.interval(), num_steps)[::-1]
+        times = self.times(self.interval(), num_steps)[::-1]
 
         def evaluate(x: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Likelihood:
             predict = network(model_fn, model_kwargs)

@@ -23,9 +23,12 @@ ERRORS: dict[str, Callable[[Schedule, Tensor, Tensor, Tensor], Tensor]] = {
     "noise": lambda s, pred, data, noise: pred - noise,
     "score": lambda s, pred, data, noise: pred * s.sigma + noise,
     "data": lambda s, pred, data, noise: pred - data,
+    "v_prediction": lambda s, pred, data, noise: pred - (s.alpha * noise - s.sigma * data),
 }
 # What a prediction's conversions divide by, and what therefore must not vanish in sampling.
-DIVIDES_BY = {"velocity": "", "noise": "alpha", "score": "alpha", "data": "sigma"}
+DIVIDES_BY = {
+    "velocity": "", "noise": "alpha", "score": "alpha", "data": "sigma", "v_prediction": "",
+}  # fmt: skip
 
 # How far sampling stays from an end of time at which a formula in use divides by zero.
 MARGIN = 1e-3
@@ -40,6 +43,8 @@ class Transport:
         prediction: one of PREDICTIONS.
         loss_weight: a key of LOSS_WEIGHTS; ignored by velocity predictions.
         train_eps, sample_eps: distance kept from t = 1, and from t = 0 where alpha(0) = 0.
+        shift: how much more of training and of sampling's steps lies at noise; 1: evenly in t. See
+            `shifted`.
     """
 
     path: Path
@@ -47,17 +52,29 @@ class Transport:
     loss_weight: str | None = None
     train_eps: float = 0.0
     sample_eps: float = 0.0
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         check_known(PREDICTIONS, self.prediction, "prediction")
         check_known(LOSS_WEIGHTS, self.loss_weight, "loss weight")
-        if self.path.steps and self.prediction not in ("data", "noise"):
+        if self.path.steps and self.prediction not in ("data", "noise", "v_prediction"):
             raise ValueError(
                 f"{self.path.name} is a discrete diffusion, which has no velocity: predict data or "
-                "noise"
+                "noise, or v_prediction"
             )
-        if self.prediction == "data" and self.loss_weight:
-            raise ValueError(f"loss weight {self.loss_weight!r}: data predictions take none")
+        if self.path.steps and self.path.pure_noise and self.prediction == "noise":
+            raise ValueError(
+                f"{self.path.name} begins without any signal, where a noise prediction tells "
+                "nothing of the data: predict v_prediction or data"
+            )
+        if self.prediction in ("data", "v_prediction") and self.loss_weight:
+            raise ValueError(
+                f"loss weight {self.loss_weight!r}: {self.prediction} predictions take none"
+            )
+        if not self.shift > 0:
+            raise ValueError(f"shift is {self.shift}; it must be more than 0")
+        if self.path.steps and self.shift != 1:
+            raise ValueError(f"{self.path.name} has ticks of its own: leave out the time's shift")
         for name in ("train_eps", "sample_eps"):
             if not 0 <= getattr(self, name) < 0.5:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 0.5)")
@@ -83,12 +100,17 @@ class Transport:
         return (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
     def times(self, u: Tensor) -> Tensor:
-        """Training times for uniform u in [0, 1): stretched onto `train_interval`, and on a clock
-        the middle of a tick."""
+        """Training times for uniform u in [0, 1): stretched onto `train_interval`, and shifted; on
+        a clock the middle of a tick."""
         if steps := self.path.steps:
             return time_of(tick_of(u, steps), steps)
-        start, end = self.train_interval()
-        return start + (end - start) * u
+        return self.within(self.train_interval(), u)
+
+    def within(self, interval: tuple[float, float], u: Tensor) -> Tensor:
+        """The time at u, 0 to 1, of the way from one end of an interval to the other, where the way
+        is even on the clock that `shift` shifts."""
+        start, end = (shifted(t, 1 / self.shift) for t in interval)
+        return shifted(start + (end - start) * u, self.shift)
 
     def train_interval(self) -> tuple[float, float]:
         """(first, last) time of training."""
@@ -152,6 +174,12 @@ class Transport:
         return {"loss": self.loss(pred, x1, x0, t, mask), "pred": pred}
 
 
+def shifted(t: Any, shift: float) -> Any:
+    """The time at which the straight path has `shift` times as much noise to signal as at t, as in
+    Stable Diffusion 3 and Wan; 0 and 1 stay. The inverse is that of 1 / shift."""
+    return t if shift == 1 else t / (t + shift * (1 - t))
+
+
 def time_of(tick: Any, steps: int) -> Any:
     """The middle of a tick's stretch of time; see `tick_of`."""
     return 1 - (tick + 0.5) / steps
@@ -168,11 +196,12 @@ def create_transport(
     loss_weight: str | None = None,
     train_eps: float | None = None,
     sample_eps: float | None = None,
+    time_shift: float = 1.0,
 ) -> Transport:
-    """A Transport with SiT's arguments; epsilons left at None take SiT's defaults.
+    """A Transport with SiT's arguments, and a shift; epsilons left at None take SiT's defaults.
 
     Raises:
-        ValueError: an unknown name, or an epsilon outside [0, 0.5).
+        ValueError: an unknown name, an epsilon outside [0, 0.5), or what does not go together.
     """
     path = choose(PATHS, path_type, "path")
     if path.steep_end:
@@ -187,4 +216,5 @@ def create_transport(
         loss_weight=loss_weight,
         train_eps=defaults[0] if train_eps is None else train_eps,
         sample_eps=defaults[1] if sample_eps is None else sample_eps,
+        shift=time_shift,
     )

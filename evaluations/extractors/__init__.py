@@ -42,9 +42,15 @@ def open_clap(argument: str, device: torch.device, *_: Any) -> Extractor:
     return clap.load(argument, device)
 
 
+def open_i3d(argument: str, device: torch.device, _: Any, allow_unverified: bool) -> Extractor:
+    from . import i3d
+
+    return i3d.load(argument, device, allow_unverified=allow_unverified)
+
+
 OPENERS = {
     "inception": open_inception, "classifier": open_classifier, "timm": open_timm,
-    "clap": open_clap,
+    "clap": open_clap, "i3d": open_i3d,
 }  # fmt: skip
 
 
@@ -54,9 +60,9 @@ def open_extractor(
     """The extractor that --extractor names.
 
     Args:
-        asked: "inception", "classifier:FILE" or "timm:MODEL".
+        asked: "inception", "classifier:FILE", "timm:MODEL", "clap:MODEL" or "i3d:FILE".
         weights: its file, where it is not where the extractor looks by itself.
-        allow_unverified: take Inception weights of another SHA-256 than the published one.
+        allow_unverified: take an Inception or I3D of another SHA-256 than the published one.
 
     Raises:
         InputError: an unknown name, or weights that are absent, damaged or of something else.
@@ -65,6 +71,6 @@ def open_extractor(
     if name not in OPENERS:
         raise InputError(
             f"unknown --extractor {asked!r}; choose from inception, classifier:FILE, timm:MODEL, "
-            "clap:MODEL"
+            "clap:MODEL, i3d:FILE"
         )
     return OPENERS[name](argument, device, weights, allow_unverified)

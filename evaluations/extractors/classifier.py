@@ -25,10 +25,14 @@ MAX_BYTES = 2**30  # of raw images held in memory; what is larger wants a pretra
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions, mean pooling to 64 features, one linear layer."""
+    """Three convolutions, mean pooling to 64 features, one linear layer.
 
-    def __init__(self, channels: int, num_classes: int, image_size: int) -> None:
+    Of clips (`frames` > 1) it sees every frame together with the next one, and pools over frames.
+    """
+
+    def __init__(self, channels: int, num_classes: int, image_size: int, frames: int = 1) -> None:
         super().__init__()
+        channels *= 1 if frames == 1 else 2
         strides = (1 if image_size < 16 else 2, 2, 2)  # 8x8 must not shrink to a point
         layers: list[nn.Module] = []
         for stride, (before, after) in zip(strides, pairwise((channels, 32, 64, 64)), strict=True):
@@ -41,8 +45,14 @@ class SmallCNN(nn.Module):
         self.head = nn.Linear(64, num_classes)
 
     def forward(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (B, C, H, W) -> pooled features (B, 64) and logits (B, classes)."""
-        features = self.convolutions(to_float(raw)).mean(dim=(2, 3))
+        """uint8 (B, C, H, W), or clips (B, C, T, H, W) -> pooled features (B, 64) and logits (B,
+        classes)."""
+        if raw.ndim == 4:
+            features = self.convolutions(to_float(raw)).mean(dim=(2, 3))
+        else:
+            pairs = torch.cat([raw[:, :, :-1], raw[:, :, 1:]], dim=1).transpose(1, 2)
+            found = self.convolutions(to_float(pairs.flatten(0, 1)))
+            features = found.unflatten(0, pairs.shape[:2]).mean(dim=(1, 3, 4))
         return features, self.head(features)
 
 
@@ -81,18 +91,20 @@ class Classifier:
         return self
 
     def __call__(self, images: Tensor) -> Features:
-        """uint8 (N, C, H, W), or int16 sounds, which it sees as spectrograms -> pool (N, 64).
+        """uint8 (N, C, H, W), clips (N, C, T, H, W), or int16 sounds, which it sees as
+        spectrograms -> pool (N, 64).
 
         Raises:
             InputError: images of another size or number of channels than it was trained on.
         """
         images = visible(images)
-        size = self.config["image_size"]
-        expected = (self.config["channels"], size, size)
+        size, frames = self.config["image_size"], self.config.get("frames", 1)
+        clip, named = ((), "") if frames == 1 else ((frames,), "frames, ")
+        expected = (self.config["channels"], *clip, size, size)
         if tuple(images.shape[1:]) != expected:
             raise InputError(
-                f"--extractor {self.name} was trained on images of {expected} (channels, height, "
-                f"width), but these are {tuple(images.shape[1:])}"
+                f"--extractor {self.name} was trained on images of {expected} (channels, {named}"
+                f"height, width), but these are {tuple(images.shape[1:])}"
             )
         return Features(self.read(images).features, spatial=None)
 
@@ -102,7 +114,7 @@ class Classifier:
             return self.network.head(pool.to(self.device)).softmax(dim=1)
 
     def read(self, raw: Tensor) -> Reading:
-        """uint8 (N, C, H, W) -> features and classes, 500 images at a time."""
+        """uint8 images or clips -> features and classes, 500 at a time."""
         with plain_float32(self.device):
             parts = [self.network(part.to(self.device)) for part in raw.split(500)]
         features, logits = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
@@ -158,12 +170,17 @@ def config_of(domain: domains.Domain) -> dict:
     """The arguments of a domain's SmallCNN."""
     if not domain.num_classes:
         raise InputError(f"a classifier of {domain.name} needs classes, and it has none")
-    channels, image_size = (1, PICTURE) if is_sound(domain) else domain.raw_shape[:2]
-    return {"channels": channels, "num_classes": domain.num_classes, "image_size": image_size}
+    if domain.num_frames == 1:
+        raise InputError("a classifier of clips needs --num-frames 2 or more")
+    channels, *_, image_size = (1, PICTURE) if is_sound(domain) else domain.raw_shape
+    config = {
+        "channels": channels, "num_classes": domain.num_classes, "image_size": image_size
+    }  # fmt: skip
+    return config | ({"frames": domain.num_frames} if domain.num_frames else {})
 
 
 class LabeledImages(NamedTuple):
-    raw: Tensor  # uint8 (N, C, H, W)
+    raw: Tensor  # uint8 (N, C, H, W) or (N, C, T, H, W)
     y: Tensor  # int64 (N,)
 
 
@@ -196,7 +213,7 @@ def is_sound(domain: domains.Domain) -> bool:
 
 
 def visible(raw: Tensor) -> Tensor:
-    """uint8 pictures as they are; the spectrograms of int16 sounds."""
+    """uint8 pictures and clips as they are; the spectrograms of int16 sounds."""
     return pictures(raw) if raw.dtype == torch.int16 else raw
 
 

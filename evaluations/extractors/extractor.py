@@ -24,13 +24,14 @@ class Features(NamedTuple):
 class Extractor(Protocol):
     name: str  # "inception-2015-12-05", "classifier:<sha8>", "timm:<model>"
     fingerprint: str  # SHA-256 of the weights; stored in references and results
-    distance: str  # what its Frechet distance is called: "fid" is Inception's alone
+    distance: str  # what its Frechet distance is called: "fid" is Inception's, "fvd" I3D's alone
     half_distances: bool  # precision / recall in ADM's float16 by default (Inception alone)
     reads_labels: bool  # its classes are those of the samples' labels
     device: torch.device
 
     def __call__(self, images: Tensor) -> Features:
-        """uint8 (N, C, H, W) on any device -> features; the caller chooses N to fit memory."""
+        """uint8 (N, C, H, W), or clips (N, C, T, H, W), or int16 sounds (N, channels, samples), on
+        any device -> features; the caller chooses N to fit memory."""
 
     def probabilities(self, pool: Tensor) -> Tensor | None:
         """Pooled features (N, D) -> classes (N, K) for the Inception score; None: it has none."""
@@ -40,8 +41,13 @@ def as_color(images: Tensor, name: str) -> Tensor:
     """uint8 (N, 1 or 3, H, W) -> (N, 3, H, W), grey repeated.
 
     Raises:
-        InputError: another number of channels.
+        InputError: no images, or another number of channels.
     """
+    if images.ndim != 4:
+        raise InputError(
+            f"--extractor {name} reads images, and these are {tuple(images.shape[1:])}: use "
+            "--extractor classifier:FILE, for clips i3d:FILE, for sounds clap:MODEL"
+        )
     if images.shape[1] not in (1, 3):
         raise InputError(
             f"--extractor {name} reads grey or color images, not {images.shape[1]} channels: "

@@ -38,12 +38,15 @@ MIN_ACCURACY = 0.8  # a classifier trained here must read this share of held-out
 
 @dataclass(frozen=True)
 class Flags:
-    extractor: str = "inception"  # inception, classifier, classifier:FILE or timm:MODEL
+    # inception, classifier, classifier:FILE, timm:MODEL; of sounds clap:MODEL, of videos i3d:FILE
+    extractor: str = "inception"
     inception_weights: Path | None = None  # its file; None: where torch keeps downloads
     extractor_weights: Path | None = None  # file of timm:MODEL; None: where timm keeps downloads
-    allow_unverified_weights: bool = False  # Inception weights with another SHA-256
+    allow_unverified_weights: bool = False  # an Inception or I3D with another SHA-256
     data_path: str | None = None  # folder of a data set's files
     image_size: int | None = None  # pixels that folders are cropped to; None: the samples'
+    num_frames: int | None = None  # of a data set's clips; None: the samples'
+    frame_stride: int | None = None  # of a data set's clips; None: the data set's
     cache_dir: str = "./cache/"  # downloads of data sets
     num_workers: int = 4  # processes that decode the images of folders
     batch_size: int = 64  # images per batch and process
@@ -65,6 +68,7 @@ class ScoreFlags(Flags):
 
     reference: tyro.conf.Positional[str] = tyro.MISSING  # .npz, folder or data set
     samples: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING  # .npz files or folders
+    held_out: bool = False  # REF is the held-out part of its data set, which then sets no floor
     pr_precision: Literal["half", "float32"] | None = None  # None: half for Inception, as ADM
     is_split: int = 5000  # images per split of the Inception score
     out: Path | None = None  # a JSON of all results; None: NAME.score.json beside each alone
@@ -94,6 +98,8 @@ class ClassifierFlags:
     out: Path  # the file to write
     data_path: str | None = None  # folder of the data, where it is local
     image_size: int | None = None  # pixels; None: the data set's
+    num_frames: int | None = None  # of clips; None: the data set's
+    frame_stride: int | None = None  # of clips; None: the data set's
     cache_dir: str = "./cache/"  # downloads of data sets
     min_accuracy: float = MIN_ACCURACY  # on held-out images; a worse classifier is not saved
 
@@ -118,7 +124,7 @@ def score() -> None:
     sets = [opened(name, flags).images for name in flags.samples]
     report.check_sets(flags.samples, sets)
     protocols = [protocol_of(name, one) for name, one in zip(flags.samples, sets, strict=True)]
-    real = opened(flags.reference, flags, image_size=sets[0].shape[1])
+    real = opened(flags.reference, flags, shape=sets[0].shape, held_out=flags.held_out)
     folder = report.beside(flags.samples[0], "").parent
     extractor = extractor_of(flags, ranks, real, folder)
     half = extractor.half_distances if flags.pr_precision is None else flags.pr_precision == "half"
@@ -193,7 +199,8 @@ def train_classifier() -> None:
         raise InputError(f"--out {flags.out} is a folder: give it the name of a file")
     domain = domains.build(
         flags.dataset_name, data_path=flags.data_path, image_size=flags.image_size,
-        vae=PIXELS, cache_dir=flags.cache_dir,
+        vae=PIXELS, num_frames=flags.num_frames, frame_stride=flags.frame_stride,
+        cache_dir=flags.cache_dir,
     )  # fmt: skip
     classifier = classifiers.train_to_file(domain, flags.out, min_accuracy=flags.min_accuracy)
     print(f"{classifier.name}: {classifier.accuracy:.2%} of held-out images read correctly")
@@ -205,10 +212,18 @@ def compare() -> None:
     print(report.compare(flags.compare, anyway=flags.anyway))
 
 
-def opened(asked: str, flags: Flags, image_size: int | None = None) -> Real:
+def opened(
+    asked: str, flags: Flags, *, shape: tuple[int, ...] = (), held_out: bool = False
+) -> Real:
+    """
+    Args:
+        shape: of the samples that they are opened for.
+    """
+    image_size, frames = (shape[-1] if shape else None), (shape[1] if len(shape) == 4 else None)
     return open_images(
         asked, image_size=flags.image_size or image_size, data_path=flags.data_path,
-        cache_dir=flags.cache_dir, workers=flags.num_workers,
+        num_frames=flags.num_frames or frames, frame_stride=flags.frame_stride,
+        held_out=held_out, cache_dir=flags.cache_dir, workers=flags.num_workers,
     )  # fmt: skip
 
 
@@ -226,7 +241,7 @@ def extractor_of(flags: Flags, ranks: Ranks, real: Real, folder: Path) -> Extrac
         allow_unverified=flags.allow_unverified_weights,
     )  # fmt: skip
     trained_on = getattr(extractor, "dataset_name", None)
-    if trained_on and isinstance(real.images, DataSetImages) and trained_on != real.images.name:
+    if isinstance(real.images, DataSetImages) and trained_on not in (None, real.images.domain.name):
         raise InputError(
             f"--extractor {asked} was trained on {trained_on}, but the reference is "
             f"{real.images.name}"
@@ -240,7 +255,7 @@ def trained_classifier(real: Real, folder: Path) -> Path:
             "--extractor classifier trains on the data set that is the reference: name one (digits,"
             " fashion-mnist), or give the file of a trained one, --extractor classifier:FILE"
         )
-    file = folder / f"classifier-{real.images.name.replace('/', '-')}.pt"
+    file = folder / f"classifier-{real.images.domain.name.replace('/', '-')}.pt"
     if not file.exists():
         classifiers.train_to_file(real.images.domain, file, min_accuracy=MIN_ACCURACY)
     return file

@@ -52,6 +52,7 @@ class Evaluator:
             "reference": self.ranks.from_main(lambda: self.reference.facts()),
             "how": self.how.facts(),
             "warnings": warnings,
+            **clips_of(samples),
         }
 
     def floor(self, count: int) -> dict[str, Any] | None:
@@ -72,3 +73,11 @@ class Evaluator:
                 warnings_of(seen, self.reference, self.extractor),
             )
         )
+
+
+def clips_of(samples: Images) -> dict[str, Any]:
+    """What clips are, which their scores depend on; of images nothing."""
+    if len(samples.shape) != 4:
+        return {}
+    _, frames, height, width = samples.shape
+    return {"clips": {"frames": frames, "height": height, "width": width}}

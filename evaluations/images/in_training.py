@@ -64,7 +64,8 @@ class TrainingScore:
         if config.score_reference:
             real = open_images(
                 config.score_reference, image_size=domain.raw_shape[-1], cache_dir=config.cache_dir,
-                workers=config.num_workers,
+                workers=config.num_workers, num_frames=domain.num_frames,
+                frame_stride=domain.frame_stride,
             )  # fmt: skip
         else:
             real = real_of(domain.name, domain, workers=config.num_workers, most=MOST_REAL)

@@ -3,12 +3,14 @@
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from domains.clips import strips
 from domains.pictures import save_grid
 from domains.sound import pictures
 from evaluations.metrics import mean_interval
@@ -21,7 +23,7 @@ from .sources import Block, Images
 ROWS, COLUMNS = 20, 8  # of the sheet: at most so many classes, so many images of each
 NAMES = {
     "fid": "FID", "sfid": "sFID", "inception_score": "Inception score", "precision": "precision",
-    "recall": "recall", "kid": "KID", "accuracy": "class is right",
+    "recall": "recall", "kid": "KID", "accuracy": "class is right", "fvd": "FVD", "kvd": "KVD",
 }  # fmt: skip
 # Parts of the samplers' protocols that may differ between runs that are compared.
 OWN = {"checkpoint", "seed", "batch", "seed_scheme", "network_calls", "network_rows_per_sample",
@@ -86,6 +88,9 @@ def how_it_was(result: dict[str, Any]) -> str:
     """What the scores depend on, in a line; the JSON has all of it."""
     neighbors = result["how"]["precision_recall"]
     parts = [f"precision and recall by {neighbors['k']} neighbors in {neighbors['distances']}"]
+    if "clips" in result:
+        clips = result["clips"]
+        parts.append(f"{clips['frames']} frames of {clips['width']} x {clips['height']} pixels")
     if "inception_score" in result["scores"]:
         parts.append(f"Inception score by {result['how']['inception_score_split']} images")
     protocol = result["protocol"] or {}
@@ -211,6 +216,7 @@ def conditions(result: dict[str, Any]) -> dict[str, Any]:
     protocol = comparable(result.get("protocol"))
     return {
         "images": result["images"], "extractor": result["extractor"], "reference": reference,
+        "clips": result.get("clips"),
         **{f"how.{key}": value for key, value in result["how"].items()},
         **{f"protocol.{key}": value for key, value in protocol.items()},
     }  # fmt: skip
@@ -242,9 +248,13 @@ def save_sheet(path: Path, real: Images, samples: Images) -> None:
     save_grid(torch.cat(tiles), path, columns=2 * COLUMNS + 1)
 
 
+# How samples look on the sheet, by the axes of one.
+SHOWN = {2: pictures, 3: lambda raw: raw, 4: partial(strips, most=4, size=48)}
+
+
 def first_block(images: Images) -> Block:
-    """The first 400 images, or the spectrograms of the first 64 sounds."""
-    is_picture = len(images.shape) == 3
-    count = min(400 if is_picture else 64, len(images))
+    """The first 400 images, or as pictures the first 64 sounds or clips."""
+    axes = len(images.shape)
+    count = min(400 if axes == 3 else 64, len(images))
     block = next(images.blocks(range(count), count))
-    return block if is_picture else block._replace(raw=pictures(block.raw))
+    return block._replace(raw=SHOWN[axes](block.raw))

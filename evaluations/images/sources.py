@@ -30,15 +30,16 @@ DAMAGED = (
 
 
 class Block(NamedTuple):
-    raw: Tensor  # uint8 (b, C, H, W); sounds, int16 (b, channels, samples)
+    # uint8 (b, C, H, W); clips, uint8 (b, C, T, H, W); sounds, int16 (b, channels, samples)
+    raw: Tensor
     y: Tensor | None  # int64 (b,), the classes where they are known
 
 
 class Images(Protocol):
-    """Images, or sounds, of one shape, read in order and never held all at once."""
+    """Images, clips or sounds of one shape, read in order and never held all at once."""
 
     name: str  # what a person calls them
-    shape: tuple[int, ...]  # (C, H, W), or (channels, samples)
+    shape: tuple[int, ...]  # (C, H, W), (C, T, H, W) or (channels, samples)
 
     def __len__(self) -> int: ...
 
@@ -88,13 +89,14 @@ class NpzImages:
             raise
         except DAMAGED as error:
             raise unreadable(self.path, error) from error
-        is_image = dtype == np.uint8 and len(shape) == 4 and shape[-1] in (1, 3)
+        is_image = dtype == np.uint8 and len(shape) in (4, 5) and shape[-1] in (1, 3)
         is_sound = dtype == np.int16 and len(shape) == 3 and shape[-1] in (1, 2)
         if in_columns or not (is_image or is_sound):
             order = " in Fortran order" if in_columns else ""
             raise InputError(
                 f"{path}: {array} is {dtype} {shape}{order}, not uint8 (N, height, width, 1 or 3 "
-                "channels), nor int16 (N, samples, 1 or 2 channels)"
+                "channels), clips (N, frames, height, width, 1 or 3), nor int16 (N, samples, 1 or "
+                "2 channels)"
             )
         if min(shape) < 1 or end - begin != math.prod(shape) * dtype.itemsize:
             raise InputError(f"{path}: {array} of shape {shape} has {end - begin} bytes of images")
@@ -253,19 +255,24 @@ class Real(NamedTuple):
 
 def open_images(
     asked: str, *, image_size: int | None = None, data_path: str | None = None,
-    cache_dir: str | None = None, workers: int = 0,
+    cache_dir: str | None = None, workers: int = 0, num_frames: int | None = None,
+    frame_stride: int | None = None, held_out: bool = False,
 ) -> Real:  # fmt: skip
     """An .npz, a folder of images, or a data set by its --dataset_name.
 
     Args:
         image_size: what a folder's images are cropped to, as ADM does; None: the first one's size.
         workers: processes that decode.
+        num_frames, frame_stride: of clips of a data set of videos.
+        held_out: of a data set that part alone, which then sets no floor.
 
     Raises:
         InputError: there is no such thing.
     """
     path = Path(asked)
     if path.suffix == ".npz" or path.is_file():
+        if held_out:
+            raise InputError(f"--held-out: {asked} is a file; name a data set")
         images = NpzImages(path)
         return Real(images, NpzImages(path, "held_out") if "held_out" in images.names else None)
     where = dict(data_path=data_path)
@@ -273,7 +280,12 @@ def open_images(
     if path.is_dir() and not (path / "dataset_info.json").exists():
         name, where = "folder", dict(data_path=asked, num_classes=0)
         image_size = image_size or side_of_first(path)
-    domain = domains.build(name, image_size=image_size, vae=PIXELS, cache_dir=cache_dir, **where)
+    domain = domains.build(
+        name, image_size=image_size, vae=PIXELS, cache_dir=cache_dir, num_frames=num_frames,
+        frame_stride=frame_stride, **where,
+    )  # fmt: skip
+    if held_out:
+        return Real(held_out_of(asked, domain, workers=workers), None)
     return real_of(asked, domain, workers=workers)
 
 
@@ -295,10 +307,18 @@ def real_of(name: str, domain: domains.Domain, *, workers: int, most: int | None
         numbers = order[:most].sort().values.numpy()
     images = DataSetImages(name, domain, image_set, numbers, workers=workers)
     try:
-        held_out = domain.held_out_set()
+        return Real(images, held_out_of(name, domain, workers=workers))
     except domains.NoHeldOut:
         return Real(images, None)
+
+
+def held_out_of(name: str, domain: domains.Domain, *, workers: int) -> DataSetImages:
+    """
+    Raises:
+        NoHeldOut: the data have no such part.
+    """
+    held_out = domain.held_out_set()
     # In a random order: a data set may lie sorted by class, and a part of it is used.
     order = torch.randperm(len(held_out), generator=generator("cpu", "held out")).numpy()
     name = f"{name}, held out"
-    return Real(images, DataSetImages(name, domain, held_out, order, workers=workers))
+    return DataSetImages(name, domain, held_out, order, workers=workers)

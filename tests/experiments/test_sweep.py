@@ -140,11 +140,12 @@ def test_training_without_a_checkpoint_starts_again_under_its_number(tmp_path):
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["--preset", "t7"], "unknown preset 't7'"),
+        (["--preset", "t99"], "unknown preset 't99'"),
         (["--preset", "digits", "--max-steps", 0], "--max-steps 0: give 1 or more"),
         (["--preset", "digits", "--seeds", 1, 1], "--seeds takes one number or more"),
         (["--preset", "digits", "--slurm", "gpu"], "--slurm gpu: write NAME=VALUE"),
         (["--preset", "t6"], "--reference VIRTUAL_imagenet256_labeled.npz: there is no such file"),
+        (["--preset", "t7"], "i3d_torchscript.pt, which FVD needs, is not in the current folder"),
         (["--preset", "digits", "--gpus-per-run", 99], "--gpus-per-run 99, but there are"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from layersync import LayerSync
-from models import SiT, SiT_models, architecture
+from models import SIZES, SiT, SiT_models, Task, architecture, create
+from models.embedders import sincos_positions
 
 HERE = Path(__file__).parent
 PARAMETERS = json.loads((HERE / "sit_parameters.json").read_text())
@@ -152,6 +153,23 @@ def test_positions_tell_all_cells_of_a_3d_grid_apart():
 @pytest.mark.parametrize("width", [1024, 1152, 768, 384])
 def test_positions_of_any_published_width_in_3d(width):
     assert tiny(input_size=(4, 4, 4), hidden_size=width).pos_embed.shape == (1, 8, width)
+
+
+@pytest.mark.parametrize(("width", "time"), [(1152, 384), (1024, 344), (96, 32)])
+def test_the_width_is_shared_by_time_height_and_width_and_time_gets_the_rest(width, time):
+    table = sincos_positions(width, (3, 4, 5)).view(3, 4, 5, width)
+    share = (width - time) // 2
+    parts = dict(zip((2, 1, 0), table.split([share, share, time], dim=-1), strict=True))
+    for axis, part in parts.items():
+        others = [other for other in range(3) if other != axis]
+        assert (part - part.mean(others, keepdim=True)).abs().max() < 1e-6
+        assert (part.diff(dim=axis).abs().amax(-1) > 0.1).all()
+
+
+def test_a_models_name_may_say_its_patch_axis_by_axis():
+    assert architecture("SiT-XL/1x2x2") == SIZES["XL"] | {"patch_size": (1, 2, 2)}
+    model = create("SiT-Ti/2x4x4", Task((1, 8, 16, 16)))
+    assert model.grid == (4, 4, 4) and model.patch == (2, 4, 4)
 
 
 def test_dropping_a_label_is_asking_for_the_null(perturb):

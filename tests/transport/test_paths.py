@@ -38,6 +38,7 @@ def test_every_prediction_gives_one_velocity(path):
     s = PATHS[path].at(TIMES, x1)
     x, velocity = PATHS[path].sample(x1, x0, TIMES)
     same = {"velocity": velocity, "noise": x0, "score": -x0 / s.sigma, "data": x1}
+    same["v_prediction"] = s.alpha * x0 - s.sigma * x1
     for source in PREDICTIONS:
         for target in PREDICTIONS:
             converted = convert(s, x, same[source], source, target)

@@ -1,0 +1,127 @@
+"""Video files in and out: clips of their frames through PyAV, mp4, sheets of frames."""
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runtime.files import atomic_write
+
+from .decoding import Unreadable, center_crop
+from .pictures import save_grid, sheet
+from .sound import pyav
+
+FPS = 8  # of samples; CLEVRER has 25 frames a second, every third of which is in a clip
+MODES = {1: "L", 3: "RGB"}
+
+
+class Cut(NamedTuple):
+    """What a clip is of a video."""
+
+    frames: int
+    stride: int  # frames of the video from one of the clip to the next
+    size: tuple[int, int]  # height and width of the centre that is cut from the resized frame
+    channels: int = 3  # 1: grey
+    holds: bool = False  # the last frame of a video that is too short, else it is refused
+
+    @property
+    def span(self) -> int:
+        """Frames of the video from the clip's first to its last."""
+        return (self.frames - 1) * self.stride + 1
+
+
+def decoded(path: Path, cut: Cut, *, place: float) -> np.ndarray:
+    """A clip, uint8 (C, T, H, W).
+
+    Args:
+        place: where it begins, from 0, the start, to 1 (not included), as late as it still fits.
+
+    Raises:
+        Unreadable: the file is damaged, holds no video, or is shorter than the clip.
+    """
+    av = pyav()
+    images, seen = [], 0
+    try:
+        with av.open(str(path)) as file:
+            stream = next(iter(file.streams.video), None)
+            if stream is None:
+                raise Unreadable(f"{path} holds no video")
+            late = max(0, length(file, stream) - cut.span)
+            first = int(place * (late + 1))
+            wanted = range(first, first + cut.span, cut.stride)
+            for number, frame in enumerate(islice(file.decode(stream), wanted.stop)):
+                seen = number + 1
+                if number in wanted:
+                    image = center_crop(frame.to_image(), cut.size).convert(MODES[cut.channels])
+                    images.append(np.asarray(image).reshape(*cut.size, -1))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise Unreadable(f"{path} cannot be decoded ({error})") from error
+    missing = cut.frames - len(images)
+    if missing and not (cut.holds and images):
+        raise Unreadable(
+            f"{path} has {seen} frames, and a clip is {cut.frames} of {cut.span} (every "
+            f"{cut.stride}): give another --num-frames or --frame-stride"
+        )
+    return np.stack(images + images[-1:] * missing).transpose(3, 0, 1, 2)
+
+
+def length(file, stream) -> int:
+    """Frames of a video; a container that does not say is read through, decoding nothing."""
+    if stream.frames:
+        return stream.frames
+    count = sum(packet.size > 0 for packet in file.demux(stream))
+    file.seek(0)
+    return count
+
+
+def write_mp4(file, frames: Iterable[np.ndarray], fps: float, *, crf: int = 23) -> None:
+    """uint8 (H, W, 3) each, one after the other, as H.264 that browsers play.
+
+    Args:
+        crf: x264's loss, 0 (none but that of colors) to 51.
+    """
+    av = pyav()
+    options = {"preset": "veryfast", "crf": str(crf)}
+    with av.open(file, "w", format="mp4") as video:
+        stream = None
+        for frame in frames:
+            height, width, _ = frame.shape
+            # Colors are stored for squares of 2x2 pixels.
+            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            if stream is None:
+                rate = Fraction(fps).limit_denominator(1000)
+                stream = video.add_stream("h264", rate=rate, options=options)
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = "yuv420p"
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        video.mux(stream.encode(None))
+
+
+def strips(clips: Tensor, *, most: int, size: int) -> Tensor:
+    """uint8 (B, C, T, H, W) -> pictures (B, C, size, width) of at most `most` frames, from the
+    first to the last, side by side, each `size` pixels high."""
+    height, width = clips.shape[3:]
+    chosen = np.linspace(0, clips.shape[2] - 1, min(most, clips.shape[2])).round()
+    frames = clips[:, :, chosen.astype(int)].transpose(1, 2)
+    own = frames.flatten(0, 1).float()
+    mode = "area" if height > size else "nearest-exact"
+    own = F.interpolate(own, (size, round(width * size / height)), mode=mode)
+    own = F.pad(own.round().to(torch.uint8), (0, 2), value=255)
+    return own.unflatten(0, frames.shape[:2]).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def save_clips(clips: Tensor, path: Path) -> None:
+    """uint8 (B, C, T, H, W): a PNG sheet, a row of frames per clip, and all of them moving side by
+    side in an mp4 of the same name."""
+    clips = clips.cpu()
+    save_grid(strips(clips, most=8, size=min(max(clips.shape[3], 64), 128)), path, columns=1)
+    columns = math.ceil(math.sqrt(len(clips)))
+    with atomic_write(path.with_suffix(".mp4")) as file:
+        write_mp4(file, (sheet(frame, columns) for frame in clips.unbind(2)), FPS, crf=12)

@@ -1,0 +1,318 @@
+"""Videos: CLEVRER and Something-Something V2, clips of them, frames through an image's codec."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.errors import InputError
+from runtime.random import generator
+
+from .clips import Cut, decoded, save_clips
+from .codecs import PIXELS, Codec, PixelCodec, VAECodec, latent_shape
+from .decoding import Unreadable
+from .domain import Batch, Domain, check_class_count
+from .order import Draws
+from .sources import NoHeldOut, Where, given_folder
+
+CLEVRER = "video_train/video_00000-01000/video_00000.mp4"
+CLEVRER_NAME = re.compile(r"video_(\d+)\.mp4")
+CLEVRER_PARTS = {"train": range(10_000), "validation": range(10_000, 15_000)}  # by their numbers
+LABELS = "labels.json"  # of videos in CLEVRER's layout that have classes; CLEVRER's own have none
+
+SSV2_VIDEOS = "20bn-something-something-v2"
+SSV2_LISTS = ("something-something-v2-{}.json", "labels/{}.json")  # by 20BN, by Qualcomm
+PARTS = {False: "train", True: "validation"}  # held out? -> part
+
+
+class Videos(NamedTuple):
+    """Files and, where they have classes, which."""
+
+    root: Path
+    paths: Sequence[Path]
+    labels: Sequence[int] | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+def clevrer(where: Where) -> Videos:
+    """Videos in CLEVRER's layout, told apart by their numbers: 0 to 9,999 are to train on, up to
+    14,999 for validation. With a `labels.json` they have classes.
+
+    Raises:
+        InputError: there are none.
+        NoHeldOut: none of them are for validation.
+    """
+    root, part = given_folder(where), PARTS[where.held_out]
+    found = {
+        int(match[1]): Path(base, name)
+        for base, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if (match := CLEVRER_NAME.fullmatch(name))
+    }
+    if not found:
+        raise InputError(f"--data-path {root} has no video of CLEVRER: expected {CLEVRER} in it")
+    numbers = CLEVRER_PARTS[part]
+    paths = [found[number] for number in sorted(found) if number in numbers]
+    if not paths:
+        kind = NoHeldOut if where.held_out else InputError
+        raise kind(
+            f"--data-path {root} has no {part} videos, which are video_{numbers[0]:05d}.mp4 to "
+            f"video_{numbers[-1]:05d}.mp4"
+        )
+    if not where.labeled or not (root / LABELS).is_file():
+        return Videos(root, paths)
+    return Videos(root, paths, *read_labels(root / LABELS, [path.stem for path in paths]))
+
+
+def read_labels(path: Path, names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """Classes of videos by their names, and what the classes are called.
+
+    Raises:
+        InputError: it is no such file, or a video is not in it.
+    """
+    content = listed(path)
+    try:
+        classes, numbers = tuple(map(str, content["classes"])), content["videos"]
+        labels = [numbers[name] for name in names]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f'{path}: {error} is missing; expected {{"classes": [name, ...], "videos": '
+            '{"video_00000": number of its class, ...}}'
+        ) from error
+    wrong = [label for label in labels if type(label) is not int or not 0 <= label < len(classes)]
+    if wrong:
+        raise InputError(f"{path}: class {wrong[0]!r}, but there are {len(classes)}, from 0 on")
+    return labels, classes
+
+
+def listed(path: Path):
+    """The content of a JSON.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error})") from error
+
+
+def ssv2(where: Where) -> Videos:
+    """Something-Something V2 without its texts."""
+    root = given_folder(where)
+    return Videos(root, [path for path, _ in read_ssv2(root, PARTS[where.held_out])])
+
+
+def read_ssv2(data_path: str | Path, part: str) -> list[tuple[Path, str]]:
+    """Video and text of every entry of Something-Something V2's list.
+
+    Args:
+        part: "train" or "validation".
+
+    Raises:
+        InputError: no list, one of something else, or videos that are not there.
+    """
+    root = Path(data_path)
+    places = [root / name.format(part) for name in SSV2_LISTS]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        expected = " or ".join(str(place.relative_to(root)) for place in places)
+        raise InputError(f"--data-path {root} has no list of SSv2: expected {expected} in it")
+    entries = listed(path)
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path} is no list of SSv2: expected [{{id, label, ...}}, ...]")
+    found = []
+    for number, entry in enumerate(entries):
+        texts = [entry.get(key) if isinstance(entry, dict) else None for key in ("id", "label")]
+        if not all(isinstance(text, str) for text in texts) or not texts[0].isdigit():
+            keys = ", ".join(map(str, entry)) if isinstance(entry, dict) else repr(entry)[:40]
+            raise InputError(
+                f"{path}, entry {number} has {keys}; an entry of SSv2 has id, a number as a "
+                "string, and label, a text"
+            )
+        found.append((root / SSV2_VIDEOS / f"{texts[0]}.webm", texts[1]))
+    folder = root / SSV2_VIDEOS
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [video for video, _ in found if video.name not in there]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {len(found)} videos of {path.name} are not there, {missing[0]} "
+            "the first: unpack all parts of SSv2"
+        )
+    return found
+
+
+class ClipSource:
+    """Clips of video files."""
+
+    def __init__(self, videos: Videos, cut: Cut) -> None:
+        self.root, self.cut, self.class_names = videos.root, cut, videos.class_names
+        # Blocks of bytes: workers would copy a list, because counting references writes to it.
+        self.paths = np.array([os.fsencode(path) for path in videos.paths])
+        self.labels = np.array(videos.labels or [0] * len(videos.paths), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int, place: float) -> np.ndarray:
+        """uint8 (C, T, H, W); raises `Unreadable`."""
+        return decoded(Path(os.fsdecode(self.paths[index])), self.cut, place=place)
+
+    def fingerprint(self) -> str:
+        """Of names below the root, sizes and classes, and of how clips are cut."""
+        paths = self.paths.tolist()
+        names = [os.path.relpath(path, os.fsencode(self.root)) for path in paths]
+        digest = hashlib.sha256(b"\n".join(names))
+        digest.update(np.array([os.stat(path).st_size for path in paths]).tobytes())
+        digest.update(self.labels.tobytes() + repr(tuple(self.cut)).encode())
+        return digest.hexdigest()
+
+
+class Clips(torch.utils.data.Dataset):
+    """A clip of a video, where its Draws say: uint8 (B, C, T, H, W)."""
+
+    decodes = True
+
+    def __init__(self, source: ClipSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, draws: Draws) -> Batch:
+        clips = []
+        for index, seed in zip(draws.index.tolist(), draws.seed.tolist(), strict=True):
+            place = torch.rand((), generator=generator("cpu", "clip", seed, index)).item()
+            try:
+                clips.append(self.source.read(index, place))
+            except Unreadable as error:
+                return Batch.failed(str(error))
+        y, index = self.source.labels[draws.index], draws.index
+        raw, y, index = map(torch.from_numpy, (np.stack(clips), y, index))
+        return Batch(raw, y, index, problems=[])
+
+
+class FrameCodec:
+    """An image's codec, frame by frame: (B, C, T, h, w) in the place of (B, C, h, w)."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.identity, self.uses_noise = codec.identity, codec.uses_noise
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return by_frame(self.codec.encode, raw)
+
+    def to_input(self, stored: Tensor, noise: Tensor | None) -> Tensor:
+        return self.codec.to_input(stored, noise)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return by_frame(self.codec.decode, x)
+
+    def to(self, device: torch.device | str) -> "FrameCodec":
+        self.codec.to(device)
+        return self
+
+
+def by_frame(function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
+    """A function of images (N, C, H, W) of every frame of clips (B, C, T, H, W)."""
+    frames = clips.transpose(1, 2)
+    found = function(frames.flatten(0, 1))
+    return found.unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class VideoDomain(Domain):
+    """Clips of a few frames, each frame encoded where there is a VAE."""
+
+    source: Callable[[Where], Videos]
+    cut: Cut
+    asked_classes: int | None = None  # None: as many as the data have
+    data_path: str | None = None
+    cache_dir: str | None = None
+
+    @classmethod
+    def create(
+        cls, name: str, source: Callable[[Where], Videos], *, image_size: int,
+        num_classes: int | None, vae: str, num_frames: int, frame_stride: int, channels: int = 3,
+        holds: bool = False, data_path: str | None, cache_dir: str | None, **_,
+    ) -> "VideoDomain":  # fmt: skip
+        """A domain from resolved flags.
+
+        Raises:
+            InputError: flags that do not fit together.
+        """
+        if vae != PIXELS and channels != 3:
+            raise InputError(f"--vae {vae} needs color videos; for {name} use --vae {PIXELS}")
+        cut = Cut(num_frames, frame_stride, (image_size, image_size), channels, holds)
+        raw_shape = (channels, num_frames, image_size, image_size)
+        shape = raw_shape
+        if vae != PIXELS:
+            latents, *axes = latent_shape(vae, image_size, cache_dir)
+            shape = (latents, num_frames, *axes)
+        return cls(name, raw_shape, shape, vae, source, cut, num_classes, data_path, cache_dir)
+
+    @property
+    def num_frames(self) -> int:
+        return self.cut.frames
+
+    @property
+    def frame_stride(self) -> int:
+        return self.cut.stride
+
+    @cached_property
+    def codec(self) -> Codec:
+        if self.vae == PIXELS:
+            return PixelCodec()
+        return FrameCodec(VAECodec.load(self.vae, self.cache_dir))
+
+    @property
+    def num_classes(self) -> int:
+        if self.asked_classes is not None:
+            return self.asked_classes
+        return len(self.train_source.class_names or ())
+
+    @cached_property
+    def train_source(self) -> ClipSource:
+        return self.clips(held_out=False)
+
+    def clips(self, *, held_out: bool) -> ClipSource:
+        """
+        Raises:
+            InputError: no such videos, or classes that they do not have.
+        """
+        labeled = self.asked_classes != 0
+        where = Where(
+            self.name, self.data_path, self.raw_shape[-1], labeled=labeled, held_out=held_out
+        )
+        found = ClipSource(self.source(where), self.cut)
+        if self.asked_classes:
+            if not found.class_names:
+                raise InputError(
+                    f"--num-classes {self.asked_classes}: {self.name} in {self.data_path} has no "
+                    f"classes ({LABELS}), leave it out"
+                )
+            check_class_count(self.name, len(found.class_names), self.asked_classes)
+        return found
+
+    def train_set(self, *, augment: bool = True) -> Clips:
+        return Clips(self.train_source)
+
+    def held_out_set(self) -> Clips:
+        return Clips(self.clips(held_out=True))
+
+    def arrays(self, raw: Tensor) -> np.ndarray:
+        """uint8 (B, T, H, W, C)."""
+        return raw.permute(0, 2, 3, 4, 1).cpu().numpy()
+
+    def save_grid(self, raw: Tensor, path: str | Path, **_) -> None:
+        """A row of frames per clip, and the clips beside each other as an mp4, NAME.mp4."""
+        save_clips(raw, Path(path))
