@@ -20,11 +20,15 @@ from tqdm import tqdm
 import domains
 from domains import store
 from domains.audio import AudioDomain
+from domains.captioned_video import CaptionedVideoDomain
+from domains.clip_store import ClipEncoder
 from domains.codecs import PIXELS, is_path
+from domains.frame_store import FrameEncoder
 from domains.image_store import ImageEncoder
 from domains.images import ImageDomain
 from domains.store import Content, Encoding, Manifest, Shard
 from domains.track_store import TrackEncoder
+from domains.video import VideoDomain
 from runtime import distributed
 from runtime.config import EncodeConfig, parse
 from runtime.distributed import Ranks
@@ -81,6 +85,8 @@ class Encoder(Protocol):
 ENCODERS: dict[type[domains.Domain], type[Encoder]] = {
     ImageDomain: ImageEncoder,
     AudioDomain: TrackEncoder,
+    VideoDomain: FrameEncoder,
+    CaptionedVideoDomain: ClipEncoder,
 }
 
 
@@ -154,14 +160,19 @@ def domain_of(config: EncodeConfig) -> domains.Domain:
         InputError: the data set is of latents, or of no kind that is encoded, or has no VAE; or a
             flag that means nothing to it.
     """
-    vae = config.vae
-    if vae and is_path(vae):  # it is recorded, for runs that start elsewhere
-        vae = str(Path(vae).expanduser().absolute())
+    # They are recorded, for runs that start elsewhere.
+    vae, pretrained = (
+        str(Path(name).expanduser().absolute()) if name and is_path(name) else name
+        for name in (config.vae, config.pretrained)
+    )
     domain = domains.build(
         config.dataset_name, data_path=config.data_path, image_size=config.image_size,
-        num_classes=config.num_classes, vae=vae, cache_dir=config.cache_dir,
+        num_classes=config.num_classes, vae=vae, num_frames=config.num_frames,
+        frame_stride=config.frame_stride, pretrained=pretrained, cache_dir=config.cache_dir,
         skip_corrupt=config.skip_corrupt,
     )  # fmt: skip
+    if pretrained and domain.text_encoder is None:
+        raise InputError(f"--pretrained {pretrained}: {domain.name} has no texts, leave it out")
     if domain.stored_in:
         raise InputError(f"{domain.stored_in} holds latents: there is nothing to encode")
     if domain.vae == PIXELS:

@@ -9,7 +9,9 @@ from runtime.errors import InputError
 
 from . import (
     captioned_video,
+    clip_store,
     foreign,
+    frame_store,
     humanml3d,
     image_store,
     jamendo,
@@ -29,7 +31,6 @@ from .latents import LatentDomain, LatentSource
 from .motion import MotionDomain
 from .order import Draws
 from .sources import NoHeldOut
-from .video import VideoDomain
 
 __all__ = [
     "DATASETS", "Batch", "Condition", "DataSet", "Domain", "Draws", "NoHeldOut", "Row", "as_read",
@@ -127,7 +128,7 @@ DATASETS = {
     "clevrer": Row(
         video.clevrer,
         default_flags(256, 0, "ema", hflip=False) | dict(num_frames=16, frame_stride=3),
-        create=VideoDomain.create,
+        create=video.videos,
     ),
     # Something-Something V2's webm files and lists; with its captions for Wan2.1 and CogVideoX
     "ssv2": Row(
@@ -142,7 +143,7 @@ DATASETS = {
         video.clevrer,
         default_flags(32, None, PIXELS, hflip=False) | dict(num_frames=8, frame_stride=2),
         dict(channels=1),
-        create=VideoDomain.create,
+        create=video.videos,
     ),
     # random moments of Stable Diffusion's shape in memory: benchmarks, cluster tests
     "synthetic": Row(create=latents_of(latents.Synthetic), takes_data_path=False),
@@ -150,6 +151,8 @@ DATASETS = {
 # Folders of latents that are recognized under any name of a data set that takes --data-path.
 STORES: tuple[tuple[Callable[[Path], bool], Create], ...] = (
     (track_store.is_store, track_store.music),
+    (frame_store.is_store, frame_store.videos),
+    (clip_store.is_store, clip_store.captioned),
     (image_store.is_store, latents_of(image_store.MomentStore)),
     (foreign.is_repa, latents_of(foreign.RepaFolder)),
     (foreign.is_lightningdit, latents_of(foreign.unnamed_lightningdit)),
@@ -189,7 +192,7 @@ def build(
 
     Args:
         pretrained: a pipeline of diffusers whose network is to be trained: of data with texts, its
-            VAE and its text encoder are the default.
+            VAE, unless latents are stored, and its text encoder are the default.
 
     Opens neither images nor VAE weights: they open, and may be refused, when first asked for. A
     folder of latents is read as far as it says what is in it, and a --vae that is not the one it
@@ -199,8 +202,10 @@ def build(
         InputError: unknown name, or flags that do not fit the data set.
     """
     row = find(dataset_name)
+    stored = None if row.own_folder else stored_latents(data_path)
     if pretrained and "text_encoder" in row.defaults:
-        vae, text_encoder = vae or pretrained, text_encoder or pretrained
+        text_encoder = text_encoder or pretrained
+        vae = vae if stored else vae or pretrained
     if data_path and not row.takes_data_path:
         raise InputError(f"--dataset_name {dataset_name} needs no data: leave out --data-path")
     own = dict(text_encoder=text_encoder, num_frames=num_frames, frame_stride=frame_stride)
@@ -210,11 +215,13 @@ def build(
                 f"--{flag.replace('_', '-')} {value}: {dataset_name} has no {OWN[flag]}, leave it "
                 "out"
             )
-    given = dict(image_size=image_size, num_classes=num_classes, vae=vae)
+    given = dict(image_size=image_size, num_classes=num_classes, vae=vae, **own)
     given = {flag: value for flag, value in given.items() if value is not None}
-    if create := None if row.own_folder else stored_latents(data_path):
-        return create(dataset_name, **given, data_path=data_path, cache_dir=cache_dir)
-    given |= {flag: value for flag, value in own.items() if value is not None}
+    if stored:
+        return stored(
+            dataset_name, **given, defaults=row.defaults | row.fixed, pretrained=pretrained,
+            data_path=data_path, cache_dir=cache_dir,
+        )  # fmt: skip
     return row.create(
         dataset_name,
         source=row.source,

@@ -1,9 +1,13 @@
-"""Videos with captions: Something-Something V2 for the pretrained networks of Wan and CogVideoX."""
+"""Videos with captions: Something-Something V2 for the pretrained networks of Wan and CogVideoX.
+
+Whether clips are cut from files or were encoded before (clip_store.py), a `CaptionedSource` says.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,26 +19,25 @@ from runtime.random import generator
 
 from .causal_vae import CausalVAECodec, layout_of
 from .clips import Cut, save_clips
+from .codecs import Codec
 from .decoding import Unreadable
 from .domain import Batch, Condition, Domain
 from .order import Draws
 from .prompts import PromptEncoder, Prompts, embedded, width_of
 from .sources import Where, given_folder
 from .texts import NONE
-from .video import PARTS, ClipSource, VideoDomain, Videos, read_ssv2
+from .video import PARTS, ClipSource, VideoFiles, Videos, place_of, read_ssv2, videos
 
 SSV2 = dict(image_size=256, vae="ema")  # without captions: a square, frame by frame
 NOTHING = ""  # the caption of samples without one
 
 
 class CaptionedClips(torch.utils.data.Dataset):
-    """Clips of videos, where their Draws say, and their captions' vectors: uint8 (B, 3, T, H, W),
-    bfloat16 (B, L, W)."""
-
-    decodes = True
+    """Clips of videos, where their Draws say, uint8 (B, 3, T, H, W) or what is stored of them; and
+    their captions' vectors, bfloat16 (B, L, W)."""
 
     def __init__(self, source: ClipSource, captions: Sequence[str], prompts: Prompts) -> None:
-        self.source, self.prompts = source, prompts
+        self.source, self.prompts, self.decodes = source, prompts, source.decodes
         self.captions = np.array([caption.encode() for caption in captions])
 
     def __len__(self) -> int:
@@ -44,8 +47,7 @@ class CaptionedClips(torch.utils.data.Dataset):
         clips, texts = [], []
         try:
             for index, seed in zip(draws.index.tolist(), draws.seed.tolist(), strict=True):
-                place = torch.rand((), generator=generator("cpu", "clip", seed, index)).item()
-                clips.append(self.source.read(index, place))
+                clips.append(self.source.read(index, place_of(seed, index)))
                 texts.append(self.prompts[self.captions[index].decode()])
             cond = conditioned(texts, self.prompts[NOTHING], "cpu")
         except Unreadable as error:
@@ -60,37 +62,97 @@ def conditioned(texts: Sequence[Tensor], null: Tensor, device: torch.device | st
     return {"y": rows[:-1], "null": rows[-1:].expand(len(texts), -1, -1)}
 
 
+class CaptionedSource(Protocol):
+    """Clips under captions, and their codec; both are opened when first asked for."""
+
+    stored_in: str | None  # see Domain
+    vae: str
+    latent_shape: tuple[int, ...]  # of a clip in the model's input, (C, frames, h, w)
+    codec: Codec
+    test_captions: Sequence[str]  # of all of the validation part; none where no data are at hand
+
+    def clips(self, cut: Cut, *, held_out: bool) -> tuple[ClipSource, Sequence[str]]:
+        """Clips, and the caption of each."""
+
+
+class CaptionedFolder:
+    """Something-Something V2 as a CaptionedSource, encoded in the loop.
+
+    Args:
+        skip_corrupt: where clips are encoded once, leave unreadable videos out.
+    """
+
+    stored_in = None
+
+    def __init__(
+        self, name: str, vae: str, latent_shape: tuple[int, ...], *, image_size: int,
+        data_path: str | None, cache_dir: str | None, skip_corrupt: bool,
+    ) -> None:  # fmt: skip
+        self.name, self.vae, self.latent_shape = name, vae, latent_shape
+        self.image_size, self.data_path, self.cache_dir = image_size, data_path, cache_dir
+        self.skip_corrupt = skip_corrupt
+
+    @cached_property
+    def codec(self) -> CausalVAECodec:
+        return CausalVAECodec.load(self.vae, self.cache_dir)
+
+    def entries(self, *, held_out: bool) -> list[tuple[Path, str]]:
+        where = Where(self.name, self.data_path, self.image_size, labeled=False, held_out=held_out)
+        return read_ssv2(given_folder(where), PARTS[held_out])
+
+    def clips(self, cut: Cut, *, held_out: bool) -> tuple[VideoFiles, Sequence[str]]:
+        paths, captions = zip(*self.entries(held_out=held_out), strict=True)
+        return VideoFiles.of(Videos(Path(self.data_path), paths), cut), captions
+
+    @cached_property
+    def test_captions(self) -> list[str]:
+        return [caption for _, caption in self.entries(held_out=True)] if self.data_path else []
+
+
+def captioned(
+    name: str, *, image_size: int | None, num_classes: int | None, vae: str, text_encoder: str,
+    num_frames: int, frame_stride: int, holds: bool, data_path: str | None, cache_dir: str | None,
+    skip_corrupt: bool, **_,
+) -> "CaptionedVideoDomain":  # fmt: skip
+    """The domain of files.
+
+    Args:
+        image_size: height of frames, whose proportions are those that the network was trained at;
+            None: that network's.
+
+    Raises:
+        InputError: flags that do not go together, or a VAE that does not divide the clips.
+    """
+    layout = layout_of(vae, cache_dir)
+    size = layout.size(image_size)
+    source = CaptionedFolder(
+        name, vae, layout.latents(vae, num_frames, size), image_size=size[0], data_path=data_path,
+        cache_dir=cache_dir, skip_corrupt=skip_corrupt,
+    )  # fmt: skip
+    cut = Cut(num_frames, frame_stride, size, holds=holds)
+    return CaptionedVideoDomain.create(name, source, cut, num_classes, text_encoder, cache_dir)
+
+
 @dataclass(frozen=True)
 class CaptionedVideoDomain(Domain):
     """Clips in the latents of their pipeline's causal VAE, under a caption."""
 
+    source: CaptionedSource
     cut: Cut
     text_encoder: str = NONE
-    data_path: str | None = None
     cache_dir: str | None = None
 
     @classmethod
     def create(
-        cls, name: str, *, image_size: int | None, num_classes: int | None, vae: str,
-        text_encoder: str, num_frames: int, frame_stride: int, holds: bool,
-        data_path: str | None, cache_dir: str | None, **_,
+        cls, name: str, source: CaptionedSource, cut: Cut, num_classes: int | None,
+        text_encoder: str, cache_dir: str | None,
     ) -> "CaptionedVideoDomain":  # fmt: skip
-        """
-        Args:
-            image_size: height of frames, whose proportions are those that the network was trained
-                at; None: that network's.
-
-        Raises:
-            InputError: flags that do not go together, or a VAE that does not divide the clips.
-        """
         if num_classes:
             raise InputError(f"--num-classes {num_classes}: {name} has captions, not classes")
-        layout = layout_of(vae, cache_dir)
-        size = layout.size(image_size)
+        raw_shape = (3, cut.frames, *cut.size)
         return cls(
-            name, (3, num_frames, *size), layout.latents(vae, num_frames, size), vae,
-            Cut(num_frames, frame_stride, size, holds=holds), text_encoder, data_path, cache_dir,
-        )  # fmt: skip
+            name, raw_shape, source.latent_shape, source.vae, source, cut, text_encoder, cache_dir
+        )
 
     @property
     def image_size(self) -> int:
@@ -108,9 +170,13 @@ class CaptionedVideoDomain(Domain):
     def num_classes(self) -> int:
         return 0
 
-    @cached_property
-    def codec(self) -> CausalVAECodec:
-        return CausalVAECodec.load(self.vae, self.cache_dir)
+    @property
+    def codec(self) -> Codec:
+        return self.source.codec
+
+    @property
+    def stored_in(self) -> str | None:
+        return self.source.stored_in
 
     @cached_property
     def text_width(self) -> int:
@@ -119,34 +185,25 @@ class CaptionedVideoDomain(Domain):
     def prompts(self, captions: Sequence[str]) -> Prompts:
         return embedded([NOTHING, *captions], self.text_encoder, self.cache_dir)
 
-    def entries(self, *, held_out: bool) -> list[tuple[Path, str]]:
-        where = Where(self.name, self.data_path, self.image_size, labeled=False, held_out=held_out)
-        return read_ssv2(given_folder(where), PARTS[held_out])
-
     def train_set(self, *, augment: bool = True) -> CaptionedClips:
-        return self.clips(self.entries(held_out=False))
+        return self.clips(held_out=False)
 
     def held_out_set(self) -> CaptionedClips:
-        return self.clips(self.entries(held_out=True))
+        return self.clips(held_out=True)
 
-    def clips(self, entries: Sequence[tuple[Path, str]]) -> CaptionedClips:
-        paths, captions = zip(*entries, strict=True)
-        source = ClipSource(Videos(Path(self.data_path), paths), self.cut)
-        return CaptionedClips(source, captions, self.prompts(captions))
+    def clips(self, *, held_out: bool) -> CaptionedClips:
+        clips, captions = self.source.clips(self.cut, held_out=held_out)
+        return CaptionedClips(clips, captions, self.prompts(captions))
 
     # Samples are drawn with captions of the validation part; a choice is the number of its entry.
 
     @cached_property
-    def test_captions(self) -> list[str]:
-        return [caption for _, caption in self.entries(held_out=True)] if self.data_path else []
-
-    @cached_property
     def test_prompts(self) -> Prompts:
-        return self.prompts(self.test_captions)
+        return self.prompts(self.source.test_captions)
 
     @property
     def choices(self) -> int:
-        return len(self.test_captions)
+        return len(self.source.test_captions)
 
     def chosen(self, numbers: Sequence[int], drawn: Tensor) -> Tensor:
         """Sample by sample through the validation part, in one random order for all models."""
@@ -160,7 +217,11 @@ class CaptionedVideoDomain(Domain):
         return chosen.cpu().numpy()
 
     def titles(self, chosen: Tensor) -> list[str]:
-        return [self.test_captions[number] for number in chosen.tolist()] if self.choices else []
+        return (
+            [self.source.test_captions[number] for number in chosen.tolist()]
+            if self.choices
+            else []
+        )
 
     def condition(self, chosen: Tensor) -> Condition:
         texts = self.titles(chosen) or [NOTHING] * len(chosen)
@@ -193,8 +254,7 @@ def ssv2_domain(
     """
     if text_encoder == NONE:
         given = {"image_size": image_size or SSV2["image_size"], "vae": vae or SSV2["vae"]}
-        return VideoDomain.create(name, **given, **rest)
-    vae = vae or text_encoder
-    return CaptionedVideoDomain.create(
-        name, image_size=image_size, vae=vae, text_encoder=text_encoder, **rest
+        return videos(name, **given, **rest)
+    return captioned(
+        name, image_size=image_size, vae=vae or text_encoder, text_encoder=text_encoder, **rest
     )

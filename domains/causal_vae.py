@@ -1,6 +1,7 @@
 """Clips as latents of the causal 3-D VAEs of Wan and CogVideoX: 4 frames to one after the first."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +89,32 @@ def layout_of(name: str, cache_dir: str | None) -> Layout:
         raise absent(name, error) from error
 
 
+class Units:
+    """From the VAE's posterior to the units that its network was trained in, and back.
+
+    Args:
+        shift, scale: of each channel, or one number for all.
+        draws: whether the network's latents are draws from the posterior, else they are its means.
+    """
+
+    def __init__(self, shift: Sequence[float], scale: Sequence[float], *, draws: bool) -> None:
+        self.shift, self.scale = (
+            torch.tensor(values).view(-1, 1, 1, 1) for values in (shift, scale)
+        )
+        self.draws = draws
+
+    def to_input(self, stored: Tensor, noise: Tensor | None) -> Tensor:
+        """Means, beside deviations where there is a draw (B, kC, frames, h, w)."""
+        latents = posterior_draw(stored, noise) if self.draws else stored.float()
+        return (latents - self.shift) * self.scale
+
+    def to_latents(self, x: Tensor) -> Tensor:
+        return x.float() / self.scale + self.shift
+
+    def to(self, device: torch.device | str) -> None:
+        self.shift, self.scale = self.shift.to(device), self.scale.to(device)
+
+
 class CausalVAECodec:
     """Latents (B, C, frames, h, w) in the units that the VAE's network was trained in.
 
@@ -100,13 +127,10 @@ class CausalVAECodec:
         config = vae.config
         self.uses_noise = "scaling_factor" in config  # CogVideoX's
         if self.uses_noise:
-            self.shift, self.scale = torch.zeros(()), torch.tensor(config.scaling_factor)
+            shift, scale = [0.0], [config.scaling_factor]
         else:
-            mean, std = (
-                torch.tensor(values).view(-1, 1, 1, 1)
-                for values in (config.latents_mean, config.latents_std)
-            )
-            self.shift, self.scale = mean, 1 / std
+            shift, scale = config.latents_mean, (1 / torch.tensor(config.latents_std)).tolist()
+        self.units = Units(shift, scale, draws=self.uses_noise)
 
     @classmethod
     def load(cls, name: str, cache_dir: str | None = None) -> "CausalVAECodec":
@@ -133,8 +157,8 @@ class CausalVAECodec:
     @cached_property
     def identity(self) -> dict:
         weights = fingerprint(self.vae.state_dict())
-        scale = [round(value, 6) for value in self.scale.flatten().tolist()]
-        return {"name": self.name, "scale": scale, "sha256": weights}
+        shift, scale = (part.flatten().tolist() for part in (self.units.shift, self.units.scale))
+        return {"name": self.name, "scale": scale, "shift": shift, "sha256": weights}
 
     @torch.no_grad()
     def encode(self, raw: Tensor) -> Tensor:
@@ -148,17 +172,16 @@ class CausalVAECodec:
         return torch.cat(parts)
 
     def to_input(self, stored: Tensor, noise: Tensor | None) -> Tensor:
-        latents = posterior_draw(stored, noise) if self.uses_noise else stored.float()
-        return (latents - self.shift) * self.scale
+        return self.units.to_input(stored, noise)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        latents = (x.float() / self.scale + self.shift).to(self.vae.device)
+        latents = self.units.to_latents(x).to(self.vae.device)
         return torch.cat([to_uint8(self.vae.decode(clip).sample) for clip in latents.split(1)])
 
     def to(self, device: torch.device | str) -> "CausalVAECodec":
         self.vae.to(device)
-        self.shift, self.scale = self.shift.to(device), self.scale.to(device)
+        self.units.to(device)
         return self
 
 

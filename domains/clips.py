@@ -1,11 +1,12 @@
 """Video files in and out: clips of their frames through PyAV, mp4, sheets of frames."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,40 +37,82 @@ class Cut(NamedTuple):
         """Frames of the video from the clip's first to its last."""
         return (self.frames - 1) * self.stride + 1
 
+    def numbers(self, length: int, place: float) -> range:
+        """Which frames of a video of that length; some are behind the end of one too short.
 
-def decoded(path: Path, cut: Cut, *, place: float) -> np.ndarray:
-    """A clip, uint8 (C, T, H, W).
+        Args:
+            place: where it begins, from 0, the start, to 1 (not included), as late as it still
+                fits.
+        """
+        first = int(place * (max(0, length - self.span) + 1))
+        return range(first, first + self.span, self.stride)
 
-    Args:
-        place: where it begins, from 0, the start, to 1 (not included), as late as it still fits.
+    def too_long(self, name: str | Path, length: int) -> str:
+        """A sentence about a video that is shorter than the clip."""
+        return (
+            f"{name} has {length} frames, and a clip is {self.frames} of {self.span} (every "
+            f"{self.stride}): give another --num-frames or --frame-stride"
+        )
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A file and its first stream of video; within, what is wrong has a name.
 
     Raises:
-        Unreadable: the file is damaged, holds no video, or is shorter than the clip.
+        Unreadable: it is damaged, or holds no video.
     """
     av = pyav()
-    images, seen = [], 0
     try:
         with av.open(str(path)) as file:
             stream = next(iter(file.streams.video), None)
             if stream is None:
                 raise Unreadable(f"{path} holds no video")
-            late = max(0, length(file, stream) - cut.span)
-            first = int(place * (late + 1))
-            wanted = range(first, first + cut.span, cut.stride)
-            for number, frame in enumerate(islice(file.decode(stream), wanted.stop)):
-                seen = number + 1
-                if number in wanted:
-                    image = center_crop(frame.to_image(), cut.size).convert(MODES[cut.channels])
-                    images.append(np.asarray(image).reshape(*cut.size, -1))
+            yield file, stream
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise Unreadable(f"{path} cannot be decoded ({error})") from error
+
+
+def decoded(path: Path, cut: Cut, *, place: float) -> np.ndarray:
+    """A clip, uint8 (C, T, H, W).
+
+    Args:
+        place: see Cut.numbers.
+
+    Raises:
+        Unreadable: the file is damaged, holds no video, or is shorter than the clip.
+    """
+    images, seen = [], 0
+    with opened(path) as (file, stream):
+        wanted = cut.numbers(length(file, stream), place)
+        for number, frame in enumerate(islice(file.decode(stream), wanted.stop)):
+            seen = number + 1
+            if number in wanted:
+                images.append(pixels(frame, cut))
     missing = cut.frames - len(images)
     if missing and not (cut.holds and images):
-        raise Unreadable(
-            f"{path} has {seen} frames, and a clip is {cut.frames} of {cut.span} (every "
-            f"{cut.stride}): give another --num-frames or --frame-stride"
-        )
+        raise Unreadable(cut.too_long(path, seen))
     return np.stack(images + images[-1:] * missing).transpose(3, 0, 1, 2)
+
+
+def whole(path: Path, cut: Cut) -> np.ndarray:
+    """All frames of a video, uint8 (C, T, H, W).
+
+    Raises:
+        Unreadable: the file is damaged, holds no video, or ends before it says.
+    """
+    with opened(path) as (file, stream):
+        images = [pixels(frame, cut) for frame in file.decode(stream)]
+        expected = max(stream.frames, 1)
+    if len(images) < expected:
+        raise Unreadable(f"{path} ends after {len(images)} of its {expected} frames")
+    return np.stack(images).transpose(3, 0, 1, 2)
+
+
+def pixels(frame, cut: Cut) -> np.ndarray:
+    """uint8 (H, W, C)."""
+    image = center_crop(frame.to_image(), cut.size).convert(MODES[cut.channels])
+    return np.asarray(image).reshape(*cut.size, -1)
 
 
 def length(file, stream) -> int:

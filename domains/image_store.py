@@ -39,14 +39,11 @@ from .store import (
     decoding_vae,
     gather,
     has_shards,
+    shape_of,
 )
 
 CROP = "ADM center crop"  # decoding.center_crop
 FLIPS = 2
-
-
-def shape_of(plain: list[int]) -> tuple[int, ...]:
-    return tuple(int(size) for size in plain)
 
 
 @dataclass(frozen=True)

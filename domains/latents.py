@@ -54,6 +54,11 @@ class LatentSource(Protocol):
     def codec(self, vae: str, cache_dir: str | None) -> Codec: ...
 
 
+def check_image_size(called: str, stored: int, asked: int | None) -> None:
+    if asked not in (None, stored):
+        raise InputError(f"--image-size {asked}, but {called} holds latents of {stored} pixels")
+
+
 class LatentSet(torch.utils.data.Dataset):
     """Whole batches out of a LatentSource."""
 
@@ -94,10 +99,7 @@ class LatentDomain(Domain):
             InputError: flags that disagree with what is stored.
         """
         size = source.image_size
-        if image_size not in (None, size):
-            raise InputError(
-                f"--image-size {image_size}, but {source.called} holds latents of {size} pixels"
-            )
+        check_image_size(source.called, size, image_size)
         if num_classes is not None and num_classes < 0:
             raise InputError(f"--num-classes {num_classes}: 0 (no classes) or more")
         vae = source.vae(vae, cache_dir)

@@ -5,7 +5,7 @@
         its arrays                               what they are, its kind says
         "shard" in its header                    its own name, the manifest's "encoding", a checksum
 
-The kinds are image_store.py's and track_store.py's.
+The kinds are in image_store.py, track_store.py, frame_store.py and clip_store.py.
 """
 
 import dataclasses
@@ -121,6 +121,14 @@ class Encoding(ABC):
             for e in (self, other)
         )
         return next((name for name, value in ours.items() if theirs[name] != value), None)
+
+
+def strings(plain: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(part) for part in plain)
+
+
+def shape_of(plain: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(size) for size in plain)
 
 
 def codec_of(plain: dict[str, Any]) -> dict[str, Any]:

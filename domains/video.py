@@ -1,5 +1,9 @@
-"""Videos: CLEVRER and Something-Something V2, clips of them, frames through an image's codec."""
+"""Videos: CLEVRER and Something-Something V2, clips of them, frames through an image's codec.
 
+Whether videos are files or were encoded before (frame_store.py), a `VideoSource` says.
+"""
+
+import dataclasses
 import hashlib
 import json
 import os
@@ -8,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +21,7 @@ from torch import Tensor
 from runtime.errors import InputError
 from runtime.random import generator
 
-from .clips import Cut, decoded, save_clips
+from .clips import Cut, decoded, save_clips, whole
 from .codecs import PIXELS, Codec, PixelCodec, VAECodec, latent_shape
 from .decoding import Unreadable
 from .domain import Batch, Domain, check_class_count
@@ -151,39 +155,96 @@ def read_ssv2(data_path: str | Path, part: str) -> list[tuple[Path, str]]:
     return found
 
 
-class ClipSource:
-    """Clips of video files."""
+class ClipSource(Protocol):
+    """Videos to cut clips from."""
 
-    def __init__(self, videos: Videos, cut: Cut) -> None:
-        self.root, self.cut, self.class_names = videos.root, cut, videos.class_names
-        # Blocks of bytes: workers would copy a list, because counting references writes to it.
-        self.paths = np.array([os.fsencode(path) for path in videos.paths])
-        self.labels = np.array(videos.labels or [0] * len(videos.paths), dtype=np.int64)
+    labels: np.ndarray  # int64 (N,), zeros where there are no classes
+    class_names: tuple[str, ...] | None
+    decodes: bool  # see DataSet
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, place: float) -> np.ndarray:
+        """What the codec's `encode` takes of a clip.
+
+        Args:
+            place: see Cut.numbers.
+
+        Raises:
+            Unreadable: the video is damaged, or shorter than the clip.
+        """
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class VideoFiles:
+    """Video files, and how clips are cut from them: a ClipSource."""
+
+    root: Path
+    paths: np.ndarray  # bytes (N,): workers would copy a list, for counting references writes to it
+    labels: np.ndarray
+    class_names: tuple[str, ...] | None
+    cut: Cut
+
+    decodes = True
+
+    @classmethod
+    def of(cls, videos: Videos, cut: Cut) -> "VideoFiles":
+        paths = np.array([os.fsencode(path) for path in videos.paths])
+        labels = np.array(videos.labels or [0] * len(paths), dtype=np.int64)
+        return cls(videos.root, paths, labels, videos.class_names, cut)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int, place: float) -> np.ndarray:
-        """uint8 (C, T, H, W); raises `Unreadable`."""
-        return decoded(Path(os.fsdecode(self.paths[index])), self.cut, place=place)
+        """uint8 (C, T, H, W)."""
+        return decoded(self.path(index), self.cut, place=place)
 
-    def fingerprint(self) -> str:
-        """Of names below the root, sizes and classes, and of how clips are cut."""
+    def whole(self, index: int) -> np.ndarray:
+        """uint8 (C, T, H, W), all frames; raises `Unreadable`."""
+        return whole(self.path(index), self.cut)
+
+    def path(self, index: int) -> Path:
+        return Path(os.fsdecode(self.paths[index]))
+
+    def name(self, index: int) -> str:
+        return self.path(index).relative_to(self.root).as_posix()
+
+    def followed_by(self, others: "VideoFiles") -> "VideoFiles":
+        paths, labels = (
+            np.concatenate([getattr(part, name) for part in (self, others)])
+            for name in ("paths", "labels")
+        )
+        return dataclasses.replace(self, paths=paths, labels=labels)
+
+    def digest(self):
+        """SHA-256 of names below the root, sizes and classes."""
         paths = self.paths.tolist()
         names = [os.path.relpath(path, os.fsencode(self.root)) for path in paths]
         digest = hashlib.sha256(b"\n".join(names))
         digest.update(np.array([os.stat(path).st_size for path in paths]).tobytes())
-        digest.update(self.labels.tobytes() + repr(tuple(self.cut)).encode())
+        digest.update(self.labels.tobytes())
+        return digest
+
+    def fingerprint(self) -> str:
+        """Of all that and of how clips are cut."""
+        digest = self.digest()
+        digest.update(repr(tuple(self.cut)).encode())
         return digest.hexdigest()
 
 
-class Clips(torch.utils.data.Dataset):
-    """A clip of a video, where its Draws say: uint8 (B, C, T, H, W)."""
+def place_of(seed: int, index: int) -> float:
+    """Where a draw's clip begins in its video, see Cut.numbers."""
+    return torch.rand((), generator=generator("cpu", "clip", seed, index)).item()
 
-    decodes = True
+
+class Clips(torch.utils.data.Dataset):
+    """A clip of a video, where its Draws say: uint8 (B, C, T, H, W), or its frames' moments."""
 
     def __init__(self, source: ClipSource) -> None:
-        self.source = source
+        self.source, self.decodes = source, source.decodes
 
     def __len__(self) -> int:
         return len(self.source)
@@ -191,9 +252,8 @@ class Clips(torch.utils.data.Dataset):
     def __getitems__(self, draws: Draws) -> Batch:
         clips = []
         for index, seed in zip(draws.index.tolist(), draws.seed.tolist(), strict=True):
-            place = torch.rand((), generator=generator("cpu", "clip", seed, index)).item()
             try:
-                clips.append(self.source.read(index, place))
+                clips.append(self.source.read(index, place_of(seed, index)))
             except Unreadable as error:
                 return Batch.failed(str(error))
         y, index = self.source.labels[draws.index], draws.index
@@ -221,6 +281,10 @@ class FrameCodec:
         self.codec.to(device)
         return self
 
+    @classmethod
+    def load(cls, vae: str, cache_dir: str | None) -> "FrameCodec":
+        return cls(VAECodec.load(vae, cache_dir))
+
 
 def by_frame(function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
     """A function of images (N, C, H, W) of every frame of clips (B, C, T, H, W)."""
@@ -229,36 +293,96 @@ def by_frame(function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
     return found.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
 
+class VideoSource(Protocol):
+    """Videos, and the codec of clips of them; both are opened when first asked for."""
+
+    called: str  # what a person calls it
+    stored_in: str | None  # see Domain
+    vae: str
+    frame_shape: tuple[int, ...]  # of a frame in the model's input, (C, h, w)
+    codec: Codec
+
+    def clips(self, cut: Cut, *, held_out: bool, labeled: bool) -> ClipSource:
+        """
+        Args:
+            labeled: False: classes are neither needed nor looked at.
+
+        Raises:
+            InputError: there are none, or clips of this kind are known to be impossible.
+        """
+
+
+class Folder:
+    """Files below --data-path as a VideoSource, encoded in the loop.
+
+    Args:
+        find: the files.
+        skip_corrupt: where whole videos are encoded, leave unreadable ones out.
+    """
+
+    stored_in = None
+
+    def __init__(
+        self, name: str, find: Callable[[Where], Videos], *, image_size: int, channels: int,
+        vae: str, data_path: str | None, cache_dir: str | None, skip_corrupt: bool,
+    ) -> None:  # fmt: skip
+        self.name, self.find, self.image_size = name, find, image_size
+        self.vae, self.data_path, self.cache_dir = vae, data_path, cache_dir
+        self.skip_corrupt, self.called = skip_corrupt, f"{name} in {data_path}"
+        if vae == PIXELS:
+            self.frame_shape = (channels, image_size, image_size)
+        else:
+            self.frame_shape = latent_shape(vae, image_size, cache_dir)
+
+    @cached_property
+    def codec(self) -> Codec:
+        if self.vae == PIXELS:
+            return PixelCodec()
+        return FrameCodec.load(self.vae, self.cache_dir)
+
+    def clips(self, cut: Cut, *, held_out: bool, labeled: bool) -> VideoFiles:
+        where = Where(
+            self.name, self.data_path, self.image_size, labeled=labeled, held_out=held_out
+        )
+        return VideoFiles.of(self.find(where), cut)
+
+
+def videos(
+    name: str, source: Callable[[Where], Videos], *, image_size: int, num_classes: int | None,
+    vae: str, num_frames: int, frame_stride: int, channels: int = 3, holds: bool = False,
+    data_path: str | None, cache_dir: str | None, skip_corrupt: bool, **_,
+) -> "VideoDomain":  # fmt: skip
+    """The domain of files, from resolved flags.
+
+    Raises:
+        InputError: flags that do not fit together.
+    """
+    if vae != PIXELS and channels != 3:
+        raise InputError(f"--vae {vae} needs color videos; for {name} use --vae {PIXELS}")
+    folder = Folder(
+        name, source, image_size=image_size, channels=channels, vae=vae, data_path=data_path,
+        cache_dir=cache_dir, skip_corrupt=skip_corrupt,
+    )  # fmt: skip
+    cut = Cut(num_frames, frame_stride, (image_size, image_size), channels, holds)
+    return VideoDomain.create(name, folder, cut, num_classes)
+
+
 @dataclass(frozen=True)
 class VideoDomain(Domain):
     """Clips of a few frames, each frame encoded where there is a VAE."""
 
-    source: Callable[[Where], Videos]
+    source: VideoSource
     cut: Cut
     asked_classes: int | None = None  # None: as many as the data have
-    data_path: str | None = None
-    cache_dir: str | None = None
 
     @classmethod
     def create(
-        cls, name: str, source: Callable[[Where], Videos], *, image_size: int,
-        num_classes: int | None, vae: str, num_frames: int, frame_stride: int, channels: int = 3,
-        holds: bool = False, data_path: str | None, cache_dir: str | None, **_,
-    ) -> "VideoDomain":  # fmt: skip
-        """A domain from resolved flags.
-
-        Raises:
-            InputError: flags that do not fit together.
-        """
-        if vae != PIXELS and channels != 3:
-            raise InputError(f"--vae {vae} needs color videos; for {name} use --vae {PIXELS}")
-        cut = Cut(num_frames, frame_stride, (image_size, image_size), channels, holds)
-        raw_shape = (channels, num_frames, image_size, image_size)
-        shape = raw_shape
-        if vae != PIXELS:
-            latents, *axes = latent_shape(vae, image_size, cache_dir)
-            shape = (latents, num_frames, *axes)
-        return cls(name, raw_shape, shape, vae, source, cut, num_classes, data_path, cache_dir)
+        cls, name: str, source: VideoSource, cut: Cut, num_classes: int | None
+    ) -> "VideoDomain":
+        channels, *axes = source.frame_shape
+        raw_shape = (cut.channels, cut.frames, *cut.size)
+        shape = (channels, cut.frames, *axes)
+        return cls(name, raw_shape, shape, source.vae, source, cut, num_classes)
 
     @property
     def num_frames(self) -> int:
@@ -268,11 +392,13 @@ class VideoDomain(Domain):
     def frame_stride(self) -> int:
         return self.cut.stride
 
-    @cached_property
+    @property
     def codec(self) -> Codec:
-        if self.vae == PIXELS:
-            return PixelCodec()
-        return FrameCodec(VAECodec.load(self.vae, self.cache_dir))
+        return self.source.codec
+
+    @property
+    def stored_in(self) -> str | None:
+        return self.source.stored_in
 
     @property
     def num_classes(self) -> int:
@@ -290,15 +416,12 @@ class VideoDomain(Domain):
             InputError: no such videos, or classes that they do not have.
         """
         labeled = self.asked_classes != 0
-        where = Where(
-            self.name, self.data_path, self.raw_shape[-1], labeled=labeled, held_out=held_out
-        )
-        found = ClipSource(self.source(where), self.cut)
+        found = self.source.clips(self.cut, held_out=held_out, labeled=labeled)
         if self.asked_classes:
             if not found.class_names:
                 raise InputError(
-                    f"--num-classes {self.asked_classes}: {self.name} in {self.data_path} has no "
-                    f"classes ({LABELS}), leave it out"
+                    f"--num-classes {self.asked_classes}: {self.source.called} has no classes "
+                    f"({LABELS}), leave it out"
                 )
             check_class_count(self.name, len(found.class_names), self.asked_classes)
         return found

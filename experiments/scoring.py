@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import domains
 from runtime.config import TrainConfig
 from runtime.errors import InputError
 
@@ -22,6 +23,13 @@ class Scoring:
     reference: str  # real ones: an .npz, or a --dataset_name
     extractor: str
     held_out: bool = False  # the reference is that part of its data set
+    real: str | None = None  # folder of real samples; None: runs are trained on it
+
+    def against(self, reference: str) -> "Scoring":
+        """By other real samples: a file, or the data set's folder where runs train on latents."""
+        if Path(reference).is_dir() and not self.reference.endswith(".npz"):
+            return replace(self, real=reference)
+        return replace(self, reference=reference, held_out=False)
 
     def sample_words(self) -> list[str]:
         words = ["--num-fid-samples", str(self.samples), "--per-proc-batch-size", str(self.batch)]
@@ -32,9 +40,9 @@ class Scoring:
     def score_words(self, samples: Path, config: TrainConfig) -> list[str]:
         words = ["-m", "evaluations.images", self.reference, str(samples)]
         words += ["--extractor", self.extractor, *(["--held-out"] if self.held_out else [])]
-        return [*words, *data_words(config)]
+        return [*words, *data_words(self.real or config.data_path)]
 
-    def check(self) -> None:
+    def check(self, config: TrainConfig) -> None:
         """
         Raises:
             InputError: the reference, or the extractor's file, is not there.
@@ -44,6 +52,12 @@ class Scoring:
             raise InputError(f"{weights}, which FVD needs, is not in the current folder")
         if self.reference.endswith(".npz") and not Path(self.reference).is_file():
             raise InputError(f"--reference {self.reference}: there is no such file")
+        real = self.real or config.data_path
+        if not self.reference.endswith(".npz") and domains.stored_latents(real):
+            raise InputError(
+                f"--data-path {real} holds latents, and samples are scored beside real ones: give "
+                f"--reference, the folder of {self.reference} that they were made of"
+            )
 
     def prepared(self, config: TrainConfig, results: Path) -> tuple["Scoring", list[Step]]:
         """With what has to be made once before: a classifier that all sweeps of a results folder
@@ -52,7 +66,8 @@ class Scoring:
             return self, []
         file = classifier_file(results, config.dataset_name)
         words = ["-m", "evaluations.images", "train-classifier"]
-        words += ["--dataset_name", config.dataset_name, "--out", str(file), *data_words(config)]
+        words += ["--dataset_name", config.dataset_name, "--out", str(file)]
+        words += data_words(self.real or config.data_path)
         step = Step(f"classifier-{config.dataset_name}", words, file)
         return replace(self, extractor=f"classifier:{file}"), [step]
 
@@ -63,12 +78,15 @@ class MotionScoring(Scoring):
 
     extractor: str = "T2M"
 
+    def against(self, reference: str) -> "Scoring":
+        return replace(self, reference=reference)
+
     def score_words(self, samples: Path, config: TrainConfig) -> list[str]:
         words = ["-m", "evaluations.motion", str(samples), "--data", str(config.data_path)]
         each = min(self.samples, REPLICATION) // BATCH * BATCH
         return [*words, "--evaluator", self.reference, "--per-replication", str(each)]
 
-    def check(self) -> None:
+    def check(self, config: TrainConfig) -> None:
         if not Path(self.reference).is_dir():
             raise InputError(
                 f"--reference {self.reference}: there is no such folder; give that of the evaluator"
@@ -94,5 +112,5 @@ def classifier_file(results: Path, dataset: str) -> Path:
     return results / f"classifier-{dataset}.pt"
 
 
-def data_words(config: TrainConfig) -> list[str]:
-    return [] if config.data_path is None else ["--data-path", config.data_path]
+def data_words(folder: str | None) -> list[str]:
+    return [] if folder is None else ["--data-path", folder]

@@ -58,7 +58,9 @@ class SweepFlags:
     results: Path = Path("results/experiments")  # runs lie in RESULTS/EXPERIMENT/NAME-seedK
     samples: int | None = None  # images per run that are scored; None: 50,000, fewer of small data
     per_proc_batch_size: int | None = None  # of sampling; None: 50, or more of small images
-    reference: str | None = None  # real samples, T2M's folder; None: those of the data set's kind
+    # Real samples, the folder of the data set where --data-path holds latents, or T2M's folder;
+    # None: those of the data set's kind.
+    reference: str | None = None
     jobs: int | None = None  # runs at the same time; None: as many as the GPUs allow, 1 on a CPU
     gpus_per_run: int = 1  # train and sample under torchrun on so many
     slurm: tuple[str, ...] = ()  # submit to Slurm with these of sbatch's: partition=gpu time=1440
@@ -204,11 +206,11 @@ def scoring_of(config: TrainConfig, flags: SweepFlags) -> tuple[Scoring, list[St
         scoring,
         samples=flags.samples or scoring.samples,
         batch=flags.per_proc_batch_size or scoring.batch,
-        reference=flags.reference or scoring.reference,
-        held_out=scoring.held_out and flags.reference is None,
     )
+    if flags.reference:
+        scoring = scoring.against(flags.reference)
     if not flags.dry_run:
-        scoring.check()
+        scoring.check(config)
     return scoring.prepared(config, flags.results)
 
 
@@ -244,7 +246,7 @@ def planned(
     check_flags(flags_of.parse(TrainConfig, PRESETS, train[1:]))  # before days of the other rows
     held_out = folder / "heldout.json"
     heldout = ["-m", "evaluations.heldout", str(ckpt), "--out", str(held_out)]
-    common = [*data_words(config), *device_words(flags)]
+    common = [*data_words(config.data_path), *device_words(flags)]
     steps += [
         Step("train", spread(train, flags.gpus_per_run), ckpt),
         Step("heldout", [*heldout, *common], held_out),

@@ -42,8 +42,9 @@ class Result:
 
     record: dict[str, Any]  # run.json
     scores: dict[str, float]
+    real: dict[str, float]  # the same scores of real samples
     log: list[dict[str, float]]
-    picture: Path | None  # its samples
+    picture: Path | None = None  # its samples
 
     @property
     def group(self) -> tuple[str, str]:
@@ -90,14 +91,18 @@ def read_run(folder: Path) -> Result:
         label = HELD_OUT if content["held_out"] else "loss on training images"
         (entry,) = content["checkpoints"]
         scores |= {f"{label}, {w}": entry[w]["mean"] for w in ("ema", "model") if w in entry}
+    real: dict[str, float] = {}
     found = sorted(folder.glob("*.score.json"))
     for path in found:
         way = "" if len(found) == 1 else f", {path.name.removesuffix('.score.json')}"
-        for name, value in read_json(path)["scores"].items():
-            scores[NAMES.get(name, name) + way] = value
+        content = read_json(path)
+        of_real = (content.get("floor") or {}).get("scores", {})
+        for kept, values in ((scores, content["scores"]), (real, of_real)):
+            kept |= {NAMES.get(name, name) + way: value for name, value in values.items()}
     logs = [trained / "log.jsonl" for trained in checkpoint.runs(folder)[-1:]]
     picture = next(iter(sorted(folder.glob("*.score.png"))), None)
-    return Result(record, scores, [row for path in logs for row in log_rows(path)], picture)
+    rows = [row for path in logs for row in log_rows(path)]
+    return Result(record, scores, real, rows, picture)
 
 
 def log_rows(path: Path) -> list[dict[str, float]]:
@@ -155,6 +160,10 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
                 "-" if pool else published(record["paper"]),
             ]
         )
+    real = [one.real for one in results if one.real]
+    if real:  # they differ where their sets or evaluators do
+        values = {name: [of[name] for of in real if name in of] for name in names}
+        rows.append(["real, held out", "", "", *map(spread_of_real, values.values()), "", ""])
     for (_, preset, pool), members in pools.items():
         means = {one: [mean_of(runs, one) for runs in members] for one in names}
         scores = [spread([mean for mean in means[one] if mean is not None]) for one in names]
@@ -183,6 +192,10 @@ def spread(values: Sequence[float]) -> str:
     found = mean_interval(values)
     deviation = "" if found.std is None else f" ± {found.std:.2g}"
     return f"{found.mean:.4g}{deviation} (n={found.n})"
+
+
+def spread_of_real(values: Sequence[float]) -> str:
+    return f"{mean_interval(values).mean:.4g}" if values else "-"
 
 
 def difference(runs: Sequence[Result], baseline: Sequence[Result], name: str) -> str:

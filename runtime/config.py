@@ -157,22 +157,26 @@ MAY_CHANGE = frozenset(
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """Encode images or music to the latents that train.py --data-path reads; run it again to go on.
+    """Encode images, music or videos to the latents that train.py --data-path reads; run it again
+    to go on.
 
     torchrun --nproc_per_node=8 encode.py --dataset_name imagenet-1k --out latents/imagenet256
     """
 
-    dataset_name: str = "imagenet-1k"  # folder, imagenet-1k, a hub id or mtg-jamendo
+    dataset_name: str = "imagenet-1k"  # folder, imagenet-1k, a hub id, mtg-jamendo, clevrer, ...
     data_path: str | None = None  # folder of the data, where they are local
     image_size: int | None = None  # pixels; None: the data set's (256 for ImageNet and folders)
     num_classes: int | None = None  # 0: no classes; None: the data set's
     vae: str | None = None  # ema, mse, a hub id or a folder; None: the data set's
+    num_frames: int | None = None  # clips with captions; None: the data set's (33 of SSv2)
+    frame_stride: int | None = None  # clips with captions: from one frame to the next; None: 1
+    pretrained: str | None = None  # Wan2.1, CogVideoX: whose VAE encodes clips with captions
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs
     out: str | None = None  # the folder of the latents
-    batch_size: int = 64  # images per batch and process; tracks are encoded one by one
-    shard_size: int | None = None  # per file; None: a 512th of images, 256 to 16,384; 64 tracks
+    batch_size: int = 64  # images per batch and process, or a video's frames at once
+    shard_size: int | None = None  # per file; None: a 512th of images, 256 to 16,384; 64 of others
     num_workers: int = 4  # processes per rank that read
-    skip_corrupt: bool = False  # name what is unreadable: next image instead, tracks are left out
+    skip_corrupt: bool = False  # name what is unreadable: next image instead, others are left out
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     verify: str | None = None  # only compare the files of this folder with their checksums
 

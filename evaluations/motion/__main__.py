@@ -63,6 +63,9 @@ def main() -> None:
     check_captions(flags, clips, protocol or {})
     evaluator = open_evaluator(flags.evaluator, flags.data, ranks.device)
     values, motions = scored(evaluator, clips, samples, replications, flags)
+    means = {
+        who: {name: mean_of(found).mean for name, found in of.items()} for who, of in values.items()
+    }
     result = {
         "samples": str(flags.samples),
         "replications": replications,
@@ -74,7 +77,8 @@ def main() -> None:
             "name": name_of(flags.data), "motions": motions,
             "captions_sha256": clips.fingerprint(),
         },
-        "scores": {name: mean_of(found).mean for name, found in values["samples"].items()},
+        "scores": means["samples"],
+        "floor": {"scores": means["real"]},
         "measured": {
             who: {name: mean_of(found)._asdict() | {"values": found} for name, found in of.items()}
             for who, of in values.items()

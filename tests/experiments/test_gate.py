@@ -45,7 +45,7 @@ def test_it_opens_only_if_there_is_something_to_hand_on_and_room_for_it(
         record = {"name": f"digits-{name}", "seed": seed, "preset": "digits", "pair": [1, 2]}
         # The EMA of a short run is near the start: it is not what counts.
         scores = {"held-out loss, model": loss, "held-out loss, ema": 1.0}
-        return None, gate.table.Result(record, scores, [], None)
+        return None, gate.table.Result(record, scores, {}, [])
 
     results = [result("vanilla", seed, 0.5) for seed, _ in enumerate(gains)]
     results += [result("positive-control", seed, 0.5 - gain) for seed, gain in enumerate(gains)]

@@ -212,6 +212,20 @@ def test_table_3_runs_small(bands, here, tmp_path):
     assert json.loads(score.read_text())["reference"]["name"] == "instruments"
 
 
+def test_runs_on_latents_are_scored_beside_the_sounds_they_were_made_of(bands, tmp_path):
+    vae = save_oobleck(tmp_path / "vae", rate=16_000)
+    data = ["--dataset_name", "instruments", "--data-path", bands, "--vae", vae, "--device", "cpu"]
+    succeed("encode", *data, "--out", tmp_path / "latents")
+    words = ["--preset", "instruments", "--results", tmp_path / "results"]
+    flags = ["--", "--data-path", tmp_path / "latents"]
+    said = refused("experiments.table3", *words, *flags)
+    assert "holds latents" in said and "give --reference" in said
+    said = succeed("experiments.table3", *words, "--dry-run", "--reference", bands, *flags).out
+    of_sounds = [line for line in said.splitlines() if f"--data-path {bands}" in line]
+    assert {line.split()[2] for line in of_sounds} == {"evaluations.images"}
+    assert len(of_sounds) == 3, "the classifier, and the scores of two runs"
+
+
 def test_table_3_at_full_size_is_scored_by_clap():
     said = succeed("experiments.table3", "--dry-run", "--", "--data-path", "JAMENDO").out
     assert "--preset t3-650" in said and "0027300.pt" in said

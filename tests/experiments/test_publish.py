@@ -1,0 +1,99 @@
+"""What sweeps gave, kept in small files: the page of results and the comparison with a run."""
+
+import json
+
+import pytest
+
+from experiments import compare_run, publish
+from experiments.runs import ROOT
+from experiments.table import Result
+from runtime.files import write_json
+from tests.commands import refused, succeed
+
+STEPS = range(100, 1100, 100)
+
+
+def log_of(loss, scale=1.0):
+    return [{"step": s, "loss": scale * loss(s), "images_per_second": 50.0} for s in STEPS]
+
+
+def falling(step):
+    return 1 + 100 / step
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two seeds of one row, 4 % apart."""
+    runs = []
+    for seed, scale in enumerate((0.98, 1.02)):
+        record = dict(
+            experiment="table6", preset="digits", name="digits-vanilla", index=0, seed=seed,
+            reproduces="Table 6", max_steps=1000, paper={"fid": 36.19}, commands=["train"],
+        )  # fmt: skip
+        log = log_of(falling, scale)
+        runs.append(dict(record=record, scores={"FD": 2.0 + seed}, real={"FD": 0.5}, log=log))
+    about = dict(command="python -m experiments.table6", note="Two.", commit="abc", machine="CPU")
+    folder = tmp_path / "sweeps"
+    write_json(folder / "table6.json", {"format": publish.FORMAT, **about, "runs": runs})
+    return folder
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_page_has_every_figure_with_its_spread_and_command(results, tmp_path):
+    succeed("experiments.results", "--results", results, "--out", tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "| digits-vanilla | 1000 | 0, 1 | 2.5 ± 0.71 (n=2) | - | FID 36.19 |" in page
+    assert "| real, held out |  |  | 0.5 |" in page
+    assert "```\npython -m experiments.table6\n```" in page and "Commit abc, CPU" in page
+
+
+def test_the_committed_page_is_of_the_committed_results(tmp_path):
+    succeed("experiments.results", "--out", tmp_path / "RESULTS.md")
+    again = (tmp_path / "RESULTS.md").read_bytes()
+    assert again == (ROOT / "RESULTS.md").read_bytes(), "python -m experiments.results"
+
+
+@pytest.mark.parametrize(
+    "scale, says", [(1.0, "within"), (1.2, "half widths above"), (0.8, "half widths below")]
+)
+def test_a_run_is_within_its_band_or_a_number_outside(results, tmp_path, scale, says):
+    log = written(tmp_path / "log.jsonl", log_of(falling, scale))
+    words = ["--against", "digits-vanilla", "--results", results, "--out", tmp_path / "c.png"]
+    said = succeed("experiments.compare_run", log, *words).out
+    line = next(line for line in said.splitlines() if line.startswith("loss"))
+    assert says in line and (f"{scale - 1:+.1%}" in line)
+    assert (tmp_path / "c.png").stat().st_size > 5000
+
+
+def test_a_run_that_has_just_begun_is_not_judged(results, tmp_path):
+    log = written(tmp_path / "log.jsonl", log_of(falling, 3.0)[:2])
+    words = ["--against", "digits-vanilla", "--results", results, "--out", tmp_path / "c.png"]
+    assert "too early to tell" in succeed("experiments.compare_run", log, *words).out
+
+
+def test_unknown_references_are_named(results, tmp_path):
+    log = written(tmp_path / "log.jsonl", log_of(falling))
+    said = refused("experiments.compare_run", log, "--results", results, "--against", "t1-xl")
+    assert "--against t1-xl: choose from digits-vanilla" in said
+    words = ["--against", "digits-vanilla", "--results", results]
+    assert "there is no such log" in refused("experiments.compare_run", tmp_path / "no", *words)
+    (results / "other.json").write_text("{}")
+    assert "is no file of experiments.publish" in refused("experiments.compare_run", log, *words)
+
+
+def test_thinning_keeps_the_end_and_every_score():
+    rows = [{"step": step, "loss": 1.0} for step in range(1, 1001)]
+    rows.insert(500, {"step": 500, "scores/fd": 2.0})
+    kept = publish.thinned(rows)
+    assert len(kept) <= publish.POINTS + 1 and kept[-1] == rows[-1]
+    assert {"step": 500, "scores/fd": 2.0} in kept
+
+
+def test_what_is_published_can_be_read_again(results):
+    found = publish.load(results / "table6.json")
+    assert isinstance(found.results[0], Result) and found.results[1].record["seed"] == 1
+    assert compare_run.references_of(results).keys() == {"digits-vanilla"}
