@@ -38,7 +38,8 @@ def options(name: str, tmp_path) -> dict:
 
 
 def test_every_example_is_tested():
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(NEEDS)
+    modality = {"terrain"}  # test_terrain.py
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(NEEDS) | modality
 
 
 @pytest.mark.parametrize("name", NEEDS)
