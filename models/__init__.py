@@ -2,6 +2,7 @@
 
 from .checkpoints import adapt, architecture_of, check_state, load
 from .denoiser import Denoiser, Output, Task
+from .dit import dit_config, dit_weights, from_dit
 from .flops import train_flops
 from .mdm import MDM
 from .names import architecture, create
@@ -25,6 +26,9 @@ __all__ = [
     "architecture_of",
     "check_state",
     "create",
+    "dit_config",
+    "dit_weights",
+    "from_dit",
     "load",
     "train_flops",
 ]

@@ -183,15 +183,18 @@ class EncodeConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write what Wan2.1 or CogVideoX were taught so that diffusers' pipelines load it: the adapters
-    of LoRA as one file, a network trained whole as the folder of a transformer.
+    """Write a checkpoint for other libraries.
 
-    python export.py --ckpt results/000-Wan2.1-wan-ssv2 --out adapters
+    A SiT becomes a folder of the Hugging Face Hub with a model card, or (--to diffusers) diffusers'
+    DiTTransformer2DModel with the same outputs. What Wan2.1 or CogVideoX were taught is written as
+    their pipelines load it: the adapters of LoRA as one file, else the folder of a transformer.
     """
 
     ckpt: str | None = None  # checkpoint file, or a run's folder (its newest checkpoint)
-    out: str = "adapters"  # the folder to write
+    out: str = "exported"  # the folder to write
     weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
+    to: Literal["hub", "diffusers"] | None = None  # of a SiT; None: hub
+    push: str | None = None  # OWNER/NAME: upload the folder to the Hub as well
 
 
 @dataclass(frozen=True)

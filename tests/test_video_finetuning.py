@@ -291,4 +291,4 @@ def test_adapters_belong_to_their_network(runs, folders, data):
 def test_what_cannot_be_exported_is_one_sentence(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "0000001.pt")
     said = refused("export", "--ckpt", tmp_path / "0000001.pt", "--out", tmp_path / "out")
-    assert "no fine-tuned network of diffusers" in said and not (tmp_path / "out").exists()
+    assert "these are not the weights of a SiT" in said and not (tmp_path / "out").exists()
