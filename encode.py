@@ -175,6 +175,10 @@ def domain_of(config: EncodeConfig) -> domains.Domain:
         raise InputError(f"--pretrained {pretrained}: {domain.name} has no texts, leave it out")
     if domain.stored_in:
         raise InputError(f"{domain.stored_in} holds latents: there is nothing to encode")
+    if type(domain) not in ENCODERS:
+        raise InputError(
+            f"--dataset_name {domain.name}: images and music are encoded, nothing else"
+        )
     if domain.vae == PIXELS:
         raise InputError(f"--vae {PIXELS}: there is nothing to encode without a VAE")
     for flag in ENCODERS[type(domain)].unread:

@@ -34,10 +34,11 @@ from runtime.config import (
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from runtime.files import atomic_write, sha256_of, write_json
+from runtime.files import atomic_write, discard_rests, sha256_of, write_json
 from runtime.npz import Blocks
 from runtime.precision import compiles
 from runtime.random import LegacyStreams, SampleStreams
+from runtime.untrusted import read_json
 from sample import Opened, open_checkpoint, precision_of
 from transport import PROTOCOLS, Likelihood, Sampler
 
@@ -274,6 +275,7 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
         "seed": flags.global_seed,
         "batch": flags.per_proc_batch_size,
         "precision": precision_of(flags, task.ranks.device),
+        **({"network_precision": "bf16"} if opened.network.model.own_precision else {}),
         **frames_of(opened.domain),
         **({"time_shift": opened.transport.shift} if opened.transport.shift != 1 else {}),
         **({"skip_blocks": list(flags.skip_blocks)} if flags.skip_blocks else {}),
@@ -304,7 +306,8 @@ def public_name(flags: NpzFlags, opened: Opened) -> str:
 def identity(protocol: dict[str, Any]) -> dict[str, Any]:
     """The protocol as its JSON gives it back, without where the checkpoint lay."""
     copy = json.loads(json.dumps(protocol))
-    del copy["checkpoint"]["file"]
+    if isinstance(copy.get("checkpoint"), dict):
+        copy["checkpoint"].pop("file", None)
     return copy
 
 
@@ -313,21 +316,26 @@ def digest(protocol: dict[str, Any]) -> str:
 
 
 def is_finished(out: Path, blocks: Blocks, protocol: dict[str, Any], flags: NpzFlags) -> bool:
-    """Is there nothing left to do? Else make the blocks' folder ready to begin or to go on.
+    """Is there nothing left to do? Else make the blocks' folder ready to begin or to go on. What a
+    killed process left half-written, or did not come to delete, goes.
 
     Raises:
         InputError: files of that name were drawn in another way.
     """
     for path in (out.with_suffix(".json"), blocks.folder / "protocol.json"):
         if path.exists():
-            there = identity(json.loads(path.read_text()))
+            there = identity(read_json(path))
             changed = [key for key, v in identity(protocol).items() if there.get(key) != v]
             if changed:
                 raise InputError(
                     f"{path} was drawn with another {changed[0]}: "
                     "give another --name or --sample-dir, or delete it"
                 )
+    for names in (out.name, out.with_suffix(".json").name):
+        discard_rests(out.parent, names)
+    discard_rests(out.with_suffix(""))  # pictures
     if out.exists() and out.with_suffix(".json").exists():
+        shutil.rmtree(blocks.folder, ignore_errors=True)
         return True
     if flags.legacy_seeds and blocks.folder.exists():
         shutil.rmtree(blocks.folder)  # a rank's stream cannot be entered in the middle

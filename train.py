@@ -5,8 +5,11 @@ torchrun --nproc_per_node=8 train.py --preset t1-xl
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +23,23 @@ from domains.order import GlobalBatches, positions
 from layersync import alarms
 from methods import METHODS, Method, check_flags
 from models import Denoiser, Task, adapt, architecture, check_state, create, train_flops
-from runtime import checkpoint, distributed, parallel
+from runtime import checkpoint, distributed, parallel, signals
 from runtime.checkpoint import Checkpoint
 from runtime.config import TrainConfig, parse
 from runtime.distributed import Ranks
 from runtime.draws import StepDraws, draws_of_step
 from runtime.ema import EMA
 from runtime.entry import asked_of_user, run
-from runtime.errors import InputError
+from runtime.errors import InputError, Requeue
+from runtime.hardware import memory
 from runtime.log import Log
-from runtime.plan import Needs, costs, measured_rate
-from runtime.precision import Arithmetic, compiles, default_precision
+from runtime.plan import GIB, Needs, costs, measured_rate
+from runtime.precision import Arithmetic, compiles, default_precision, deterministic
 from runtime.prefetch import Prefetch
 from runtime.presets import PRESETS
+from runtime.pulse import Pulse
 from runtime.random import SampleStreams, seed_of
-from runtime.resume import opened_folder, starting_point
+from runtime.resume import mark, opened_folder, starting_point
 from runtime.saver import Saver
 from runtime.state import TrainState
 from transport import Guidance, Losses, Sampler, TrainingStep, Transport, create_transport
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
 def main() -> None:
     config = parse(TrainConfig, PRESETS)
     ranks = distributed.start(config.device)
+    deterministic(config.deterministic)
     with asked_of_user():
         config, domain, transport, model, method = build(config, ranks.device)
     if config.dry_run:
@@ -54,7 +60,7 @@ def main() -> None:
     images = domain.train_set(augment=config.hflip)
     config = with_length(config, len(images), ranks.size, method.least_images)
     start = ranks.from_main(lambda: starting_point(config))
-    origin = checkpoint.read(start.ckpt) if start.ckpt else None
+    origin = checkpoint.read(start.ckpt, verify=False) if start.ckpt else None
     if origin and not start.resumes:
         with asked_of_user(about=start.ckpt):
             weights = adapt(
@@ -71,13 +77,10 @@ def main() -> None:
         return ranks.from_main(lambda: print(f"{start.folder} is finished: step {state.step}"))
 
     needs = needs_of(model)
-    read = iter(loader(config, images, ranks, start=state.step))
-    if trainer.targets:
-        read = map(trainer.targets.attach, read)
-    with Prefetch(read, domains.Batch.to_device, ranks.device) as ahead:
-        first = next(ahead).checked()  # what is wrong with the data shows before a file is written
+    with Feed(config, images, ranks, trainer.attach) as feed:
+        feed.seek(state.step, state.guard.shift)  # what is wrong with the data shows here
         if config.plan:
-            return print_plan(trainer, chain([first], ahead), needs)
+            return print_plan(trainer, feed, needs)
         score = score_of(config, domain, ranks, Path(start.folder) if start.resumes else None)
         if score:
             score.try_out(trainer.draw)
@@ -87,46 +90,119 @@ def main() -> None:
         log = Log(
             folder, ranks, start=state.step, stop=config.max_steps,
             images_per_step=config.global_batch_size, flops_per_image=needs.flops,
-            waited=lambda: ahead.waited,
+            waited=lambda: feed.waited,
         )  # fmt: skip
         log.open_writers(dataclasses.asdict(config))
         log.say(f"{folder}: {needs.parameters:,} parameters, {trainer.summary()}")
         previews = config.sample_every and ranks.from_main(lambda: trainer.can_decode(log))
-        batches = sound(chain([first], ahead), log)
         saver = Saver(
             folder, ranks, keep_last=config.keep_last, milestone_every=config.milestone_every
         )
-        looked: dict[str, float] = {}  # the first sample of telemetry
-        while state.step < config.max_steps:
-            metrics = trainer.step(batches)
-            done = state.step
-            log.add(**metrics)
-            saver.check()
-            last = done == config.max_steps
-            saves = last or done % config.ckpt_every == 0
-            if trainer.reports(done):
-                # Finds what is not finite, before it is saved.
-                log.write(done, reg_weight=trainer.reg_weight(done - 1))
-            if trainer.watches and done % config.telemetry_every == 0:
-                with log.paused():
-                    found = trainer.telemetry()
-                    log.row(done, "telemetry", found)
-                    looked = looked or found
-                    for alarm in alarms(found, looked, done) if trainer.reg_weight(done) else ():
-                        log.say(f"warning: {alarm}")
-            if score and (last or done % config.score_every == 0):
-                with log.paused():  # before the save: a run that dies between them scores again
-                    log.row(done, "scores", score(trainer.draw), **score.facts())
-            if saves:
-                with log.paused():
-                    saver.save(done, trainer.content())
-            if previews and (last or done % config.sample_every == 0):
-                with log.paused():
-                    path = folder / "samples" / f"{done:07d}.png"
-                    trainer.preview(path)
-                    log.picture(done, path)
-        saver.wait()
+        with signals.deferred(), Pulse(ranks, state.step, patience=config.hang_timeout) as pulse:
+            train(trainer, feed, log, saver, pulse, score, previews=previews)
         log.close()
+
+
+def train(
+    trainer: "Trainer", feed: "Feed", log: Log, saver: Saver, pulse: Pulse,
+    score: "TrainingScore | None", *, previews: bool,
+) -> None:  # fmt: skip
+    """All steps that are left.
+
+    Raises:
+        Requeue: a signal has asked to stop; what was done is saved.
+        FloatingPointError: training broke down, and going back to a checkpoint did not help.
+    """
+    config, state = trainer.config, trainer.state
+    batches = sound(feed, log, pulse)
+    looked: dict[str, float] = {}  # the first sample of telemetry
+
+    @contextmanager
+    def aside(what: str) -> Iterator[None]:
+        with log.paused(), pulse.doing(what, aside=True):
+            yield
+
+    while state.step < config.max_steps:
+        metrics = trainer.step(batches)
+        done = state.step
+        pulse.at(done)
+        log.add(**metrics)
+        saver.check()
+        last = done == config.max_steps
+        stops = pulse.stops() and not last
+        saves = last or stops or done % config.ckpt_every == 0
+        if trainer.reports(done) or stops:
+            for step, reason in state.guard.look(done).items():
+                log.skipped_step(step, reason, feed.images_of(step))
+            log.write(done, reg_weight=trainer.reg_weight(done - 1), **trainer.counts())
+            # A checkpoint never holds what is not finite.
+            if state.guard.longest > config.max_skipped or (saves and not trainer.is_finite()):
+                with aside("going back to a checkpoint"):
+                    go_back(trainer, feed, log, saver)
+                continue
+        if trainer.watches and done % config.telemetry_every == 0:
+            with aside("telemetry"):
+                found = trainer.telemetry()
+                log.row(done, "telemetry", found)
+                looked = looked or found
+                for alarm in alarms(found, looked, done) if trainer.reg_weight(done) else ():
+                    log.say(f"warning: {alarm}")
+        if score and (last or done % config.score_every == 0):
+            with aside("scores"):  # before the save: a run that dies between them scores again
+                log.row(done, "scores", score(trainer.draw), **score.facts())
+        # What is saved amid skipped steps is nothing to go back to.
+        if saves and (last or stops or not state.guard.in_row):
+            with aside("saving"):
+                saver.save(done, trainer.content())
+        if stops:
+            stop(done, log, saver, pulse)
+        if previews and (last or done % config.sample_every == 0):
+            with aside("previews"):
+                path = log.folder / "samples" / f"{done:07d}.png"
+                trainer.preview(path)
+                log.picture(done, path)
+    with pulse.doing("saving", aside=True):
+        saver.wait()
+        trainer.ranks.barrier()
+
+
+def stop(done: int, log: Log, saver: Saver, pulse: Pulse) -> None:
+    """
+    Raises:
+        Requeue: always, once the checkpoint is on disk.
+    """
+    with pulse.doing("saving", aside=True):
+        saver.wait()
+        log.ranks.barrier()
+    sentence = f"stopped by a signal after step {done}, which is saved: --resume auto goes on"
+    log.say(sentence)
+    log.close()
+    if log.ranks.is_main:
+        mark(log.folder, sentence)
+    raise Requeue
+
+
+def go_back(trainer: "Trainer", feed: "Feed", log: Log, saver: Saver) -> None:
+    """To the newest checkpoint, and on with other data than those that training broke down on.
+
+    Raises:
+        FloatingPointError: there is none, or it did not help before.
+    """
+    state, done = trainer.state, trainer.state.step
+    saver.wait()
+    path = trainer.ranks.from_main(lambda: checkpoint.last_good(log.folder))
+    if path is None:
+        raise FloatingPointError(
+            f"training broke down by step {done}, before its first checkpoint: lower --lr or give "
+            "--clip-grad-norm"
+        )
+    state.go_back(checkpoint.read(path, verify=False))
+    feed.seek(state.step, state.guard.shift)
+    log.rewind(state.step, rollback={"from": done, "shift": state.guard.shift}, **trainer.counts())
+    log.say(
+        f"warning: training broke down by step {done}: back to step {state.step}, and on with "
+        f"other data (shifted by {state.guard.shift} batches)"
+    )
 
 
 class Trainer:
@@ -168,6 +244,7 @@ class Trainer:
         self.state = TrainState(
             model, ema, self.regulariser or nn.Identity(),
             lr=config.lr, weight_decay=config.weight_decay, clip=config.clip_grad_norm,
+            spike_sigma=config.spike_sigma,
         )  # fmt: skip
 
     def step(self, batches: Iterator[domains.Batch]) -> dict[str, Tensor]:
@@ -175,7 +252,7 @@ class Trainer:
 
         Returns:
             0-dim tensors, means over the micro-batches: loss, velocity, reg; grad_norm, before
-            clipping.
+            clipping, where the log asks for it. NaN, where the step was skipped.
         """
         config, ranks, step = self.config, self.ranks, self.state.step
         weights = self.weights(step)
@@ -191,11 +268,12 @@ class Trainer:
             self.latest = batch
             parts.append(torch.stack(losses).detach())
         loss, velocity, reg = torch.stack(parts).mean(0)
+        # Of the two terms, the one that no schedule switches on or off tells of spikes.
+        seen = ranks.mean(velocity.clone()) if config.spike_sigma else None
+        norm, skipped = self.state.update(seen)
         metrics = dict(loss=loss, velocity=velocity, reg=reg)
-        if self.reports(step + 1):  # reading all gradients once more is 1 % of a step on 8 GPUs
-            metrics["grad_norm"] = self.state.grad_norm()
-        self.state.update()
-        return metrics
+        metrics |= {"grad_norm": norm} if self.reports(step + 1) else {}
+        return {name: value.masked_fill(skipped, math.nan) for name, value in metrics.items()}
 
     def draws(self, step: int) -> StepDraws:
         """The random numbers of a step that this codec and this method use."""
@@ -218,7 +296,8 @@ class Trainer:
             with self.arithmetic.autocast():
                 targets = self.targets(batch) if self.targets else ()
                 losses = self.training_step(**inputs, **weights, targets=targets)
-            (losses.total / self.config.grad_accum).backward()
+            # A loss that is not finite makes the whole gradient so, which all ranks see.
+            (losses.total / (self.config.grad_accum * losses.total.isfinite())).backward()
         return losses
 
     def inputs(self, batch: domains.Batch, draws: StepDraws) -> dict[str, Any]:
@@ -296,6 +375,20 @@ class Trainer:
         inputs, weights = self.inputs(batch, draws), self.weights(self.state.step)
         with self.arithmetic():
             return self.training_step(**inputs, **weights, watch=True)
+
+    def is_finite(self) -> bool:
+        """Whether all that a checkpoint would hold is numbers; waits for the device."""
+        return self.ranks.mean(self.state.is_finite()).item() == 1
+
+    def counts(self) -> dict[str, int]:
+        """Of the run so far, after a look of the guard; only what there is."""
+        guard = self.state.guard
+        found = {"skipped_steps": guard.skipped, "rollbacks": guard.rollbacks}
+        return {name: count for name, count in found.items() if count}
+
+    def attach(self, batch: domains.Batch) -> domains.Batch:
+        """The batch with the features that the method aligns to."""
+        return self.targets.attach(batch) if self.targets else batch
 
     def reg_weight(self, step: int) -> float:
         return self.regulariser.weight(step) if self.regulariser else 0.0
@@ -421,17 +514,21 @@ def build(
         config.path_type, config.prediction, config.loss_weight, config.train_eps,
         config.sample_eps, config.time_shift,
     )  # fmt: skip
-    torch.manual_seed(config.global_seed)
     task = Task(
         domain.shape, domain.num_classes, domain.multi_label, domain.text_width,
         transport.path.steps, config.learn_sigma, config.mask_frames,
         (config.path_type, config.prediction), config.precision == "bf16",
     )  # fmt: skip
-    model = create(
-        config.model, task, depth=config.depth, hidden_size=config.hidden_size,
+    new = partial(
+        create, config.model, task, depth=config.depth, hidden_size=config.hidden_size,
         num_heads=config.num_heads, dropout=config.dropout, pretrained=pretrained,
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha,
     )  # fmt: skip
+    if not pretrained:
+        with torch.device("meta"):  # shapes alone
+            check_memory(new())
+    torch.manual_seed(config.global_seed)
+    model = new()
     if config.shard and pretrained_parts(model):
         raise InputError("--shard is for networks that are trained whole: give --lora-rank 0")
     model.activation_checkpointing = config.activation_checkpointing
@@ -439,6 +536,19 @@ def build(
     check_flags(config)
     config, method = METHODS[config.loss_type](config, model, domain)
     return config, domain, transport, model, method
+
+
+def check_memory(model: Denoiser) -> None:
+    """
+    Raises:
+        InputError: more weights than this machine has memory.
+    """
+    parameters = sum(p.numel() for p in model.parameters())
+    if 4 * parameters > memory():
+        raise InputError(
+            f"these flags are of a model of {parameters:,} parameters, {4 * parameters / GIB:,.0f} "
+            f"GiB, and this machine has {memory() / GIB:.0f} GiB"
+        )
 
 
 def with_length(config: TrainConfig, images: int, ranks: int, least: int = 1) -> TrainConfig:
@@ -466,21 +576,91 @@ def with_length(config: TrainConfig, images: int, ranks: int, least: int = 1) ->
     return dataclasses.replace(config, max_steps=steps)
 
 
-def loader(config: TrainConfig, images: domains.DataSet, ranks: Ranks, *, start: int) -> DataLoader:
+def loader(
+    config: TrainConfig, images: domains.DataSet, ranks: Ranks, *, start: int, shift: int = 0
+) -> DataLoader:
+    """This rank's batches after `start` steps; step s is of the batch s + shift."""
     order = GlobalBatches(
-        len(images), config.global_batch_size, seed=config.global_seed, start=start,
-        stop=config.max_steps, rank=ranks.rank, ranks=ranks.size, micro_batches=config.grad_accum,
+        len(images), config.global_batch_size, seed=config.global_seed, start=start + shift,
+        stop=config.max_steps + shift, rank=ranks.rank, ranks=ranks.size,
+        micro_batches=config.grad_accum,
     )  # fmt: skip
     # Latents are gathered from memory maps in the prefetching thread: processes would only copy.
     workers = config.num_workers if images.decodes else 0
-    return DataLoader(images, batch_sampler=order, collate_fn=domains.as_read, num_workers=workers)
+    return DataLoader(
+        images, batch_sampler=order, collate_fn=domains.as_read, num_workers=workers,
+        worker_init_fn=signals.ignored,
+    )  # fmt: skip
 
 
-def sound(batches: Iterable[domains.Batch], log: Log) -> Iterator[domains.Batch]:
+class Feed:
+    """This rank's batches, read ahead and on the device, from any step on; see `loader`.
+
+    Attributes:
+        waited: seconds that the loop has waited for data so far.
+    """
+
+    def __init__(
+        self, config: TrainConfig, images: domains.DataSet, ranks: Ranks,
+        attach: Callable[[domains.Batch], domains.Batch],
+    ) -> None:  # fmt: skip
+        self.config, self.images, self.ranks, self.attach = config, images, ranks, attach
+        self.shift, self.waited_before = 0, 0.0
+        self.ahead: Prefetch | None = None
+
+    def seek(self, step: int, shift: int) -> None:
+        """Read from the step that comes after `step` on; the first batch is there on return.
+
+        Raises:
+            LocalError: something is wrong with it.
+        """
+        self.close()
+        self.shift = shift
+        read = loader(self.config, self.images, self.ranks, start=step, shift=shift)
+        read = map(self.attach, read)
+        self.ahead = Prefetch(read, domains.Batch.to_device, self.ranks.device)
+        self.first: domains.Batch | None = next(self.ahead).checked()
+
+    def __iter__(self) -> Iterator[domains.Batch]:
+        return self
+
+    def __next__(self) -> domains.Batch:
+        """
+        Raises:
+            LocalError: something is wrong with it.
+        """
+        first, self.first = self.first, None
+        return next(self.ahead).checked() if first is None else first
+
+    def images_of(self, step: int) -> list[int]:
+        """The numbers of the images of a step, over all ranks."""
+        read = loader(self.config, self.images, self.ranks, start=step - 1, shift=self.shift)
+        return read.batch_sampler.global_batch(step - 1 + self.shift).index.tolist()
+
+    @property
+    def waited(self) -> float:
+        return self.waited_before + (self.ahead.waited if self.ahead else 0.0)
+
+    def close(self) -> None:
+        if self.ahead:
+            self.waited_before = self.waited
+            self.ahead.__exit__()
+            self.ahead = None
+
+    def __enter__(self) -> "Feed":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def sound(feed: Feed, log: Log, pulse: Pulse) -> Iterator[domains.Batch]:
     """The batches, what is wrong in them said or raised."""
-    for batch in batches:
+    while True:
+        with pulse.doing("waiting for data"):
+            batch = next(feed)
         log.problems(batch.problems)
-        yield batch.checked()
+        yield batch
 
 
 def score_of(

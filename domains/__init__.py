@@ -29,12 +29,12 @@ from .domain import Batch, Condition, DataSet, Domain, as_read
 from .images import ImageDomain
 from .latents import LatentDomain, LatentSource
 from .motion import MotionDomain
-from .order import Draws
+from .order import Draws, held_out_order
 from .sources import NoHeldOut
 
 __all__ = [
     "DATASETS", "Batch", "Condition", "DataSet", "Domain", "Draws", "NoHeldOut", "Row", "as_read",
-    "build",
+    "build", "held_out_order",
 ]  # fmt: skip
 
 Create = Callable[..., Domain]  # of a name and flags
@@ -177,7 +177,7 @@ def find(dataset_name: str) -> Row:
 def build(
     dataset_name: str,
     *,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     vae: str | None = None,
     text_encoder: str | None = None,
@@ -191,6 +191,7 @@ def build(
     """The domain of a data set; None stands for the data set's default.
 
     Args:
+        image_size: of videos in pixels (--vae none) height and width, too.
         pretrained: a pipeline of diffusers whose network is to be trained: of data with texts, its
             VAE, unless latents are stored, and its text encoder are the default.
 
@@ -204,6 +205,11 @@ def build(
     row = find(dataset_name)
     stored = None if row.own_folder else stored_latents(data_path)
     if pretrained and "text_encoder" in row.defaults:
+        if text_encoder == texts.NONE:
+            raise InputError(
+                f"--text-encoder {texts.NONE}: --pretrained {pretrained} takes captions, leave it "
+                "out"
+            )
         text_encoder = text_encoder or pretrained
         vae = vae if stored else vae or pretrained
     if data_path and not row.takes_data_path:

@@ -3,11 +3,12 @@
 Whether clips are cut from files or were encoded before (clip_store.py), a `CaptionedSource` says.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,45 +16,55 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from runtime.errors import InputError
-from runtime.random import generator
+from runtime.untrusted import block_of
 
 from .causal_vae import CausalVAECodec, layout_of
-from .clips import Cut, save_clips
+from .clips import Cut
 from .codecs import Codec
 from .decoding import Unreadable
 from .domain import Batch, Condition, Domain
-from .order import Draws
-from .prompts import PromptEncoder, Prompts, embedded, width_of
+from .order import Draws, held_out_order
+from .prompts import PromptEncoder, Prompts, embedded, fingerprint, width_of
 from .sources import Where, given_folder
 from .texts import NONE
-from .video import PARTS, ClipSource, VideoFiles, Videos, place_of, read_ssv2, videos
+from .video import (
+    PARTS,
+    ClipDomain,
+    Clips,
+    ClipSource,
+    VideoFiles,
+    Videos,
+    read_ssv2,
+    videos,
+)
 
 SSV2 = dict(image_size=256, vae="ema")  # without captions: a square, frame by frame
 NOTHING = ""  # the caption of samples without one
 
 
-class CaptionedClips(torch.utils.data.Dataset):
-    """Clips of videos, where their Draws say, uint8 (B, 3, T, H, W) or what is stored of them; and
-    their captions' vectors, bfloat16 (B, L, W)."""
+class CaptionedClips(Clips):
+    """Clips of videos, and their captions' vectors, bfloat16 (B, L, W)."""
 
-    def __init__(self, source: ClipSource, captions: Sequence[str], prompts: Prompts) -> None:
-        self.source, self.prompts, self.decodes = source, prompts, source.decodes
-        self.captions = np.array([caption.encode() for caption in captions])
-
-    def __len__(self) -> int:
-        return len(self.source)
+    def __init__(
+        self, source: ClipSource, captions: Sequence[str], prompts: Prompts, *, skip_corrupt: bool
+    ) -> None:
+        super().__init__(source, skip_corrupt=skip_corrupt)
+        self.prompts = prompts
+        try:
+            self.captions = block_of(captions)
+        except ValueError as error:
+            raise InputError(f"the captions are {error}") from error
 
     def __getitems__(self, draws: Draws) -> Batch:
-        clips, texts = [], []
+        batch = super().__getitems__(draws)
+        if batch.error is not None:
+            return batch
         try:
-            for index, seed in zip(draws.index.tolist(), draws.seed.tolist(), strict=True):
-                clips.append(self.source.read(index, place_of(seed, index)))
-                texts.append(self.prompts[self.captions[index].decode()])
+            texts = [self.prompts[self.captions[i].decode()] for i in batch.index.tolist()]
             cond = conditioned(texts, self.prompts[NOTHING], "cpu")
         except Unreadable as error:
-            return Batch.failed(str(error))
-        raw, index = torch.from_numpy(np.stack(clips)), torch.from_numpy(draws.index)
-        return Batch(raw, cond["y"], index, problems=[], null=cond["null"])
+            return Batch.failed(str(error), batch.problems)
+        return batch._replace(**cond)
 
 
 def conditioned(texts: Sequence[Tensor], null: Tensor, device: torch.device | str) -> Condition:
@@ -69,6 +80,7 @@ class CaptionedSource(Protocol):
     vae: str
     latent_shape: tuple[int, ...]  # of a clip in the model's input, (C, frames, h, w)
     codec: Codec
+    skip_corrupt: bool  # go on without unreadable videos
     test_captions: Sequence[str]  # of all of the validation part; none where no data are at hand
 
     def clips(self, cut: Cut, *, held_out: bool) -> tuple[ClipSource, Sequence[str]]:
@@ -76,11 +88,7 @@ class CaptionedSource(Protocol):
 
 
 class CaptionedFolder:
-    """Something-Something V2 as a CaptionedSource, encoded in the loop.
-
-    Args:
-        skip_corrupt: where clips are encoded once, leave unreadable videos out.
-    """
+    """Something-Something V2 as a CaptionedSource, encoded in the loop."""
 
     stored_in = None
 
@@ -134,11 +142,10 @@ def captioned(
 
 
 @dataclass(frozen=True)
-class CaptionedVideoDomain(Domain):
+class CaptionedVideoDomain(ClipDomain):
     """Clips in the latents of their pipeline's causal VAE, under a caption."""
 
     source: CaptionedSource
-    cut: Cut
     text_encoder: str = NONE
     cache_dir: str | None = None
 
@@ -159,24 +166,8 @@ class CaptionedVideoDomain(Domain):
         return self.raw_shape[2]
 
     @property
-    def num_frames(self) -> int:
-        return self.cut.frames
-
-    @property
-    def frame_stride(self) -> int:
-        return self.cut.stride
-
-    @property
     def num_classes(self) -> int:
         return 0
-
-    @property
-    def codec(self) -> Codec:
-        return self.source.codec
-
-    @property
-    def stored_in(self) -> str | None:
-        return self.source.stored_in
 
     @cached_property
     def text_width(self) -> int:
@@ -193,7 +184,8 @@ class CaptionedVideoDomain(Domain):
 
     def clips(self, *, held_out: bool) -> CaptionedClips:
         clips, captions = self.source.clips(self.cut, held_out=held_out)
-        return CaptionedClips(clips, captions, self.prompts(captions))
+        prompts, skip = self.prompts(captions), self.source.skip_corrupt
+        return CaptionedClips(clips, captions, prompts, skip_corrupt=skip)
 
     # Samples are drawn with captions of the validation part; a choice is the number of its entry.
 
@@ -202,15 +194,29 @@ class CaptionedVideoDomain(Domain):
         return self.prompts(self.source.test_captions)
 
     @property
+    def conditions(self) -> dict[str, Any]:
+        """
+        Raises:
+            InputError: no data at hand, and so no captions.
+        """
+        if not self.choices:
+            raise InputError(
+                f"samples of {self.name} are drawn with the captions of its validation part: give "
+                "--data-path"
+            )
+        digest = hashlib.sha256("\0".join(self.source.test_captions).encode())
+        return {"captions": digest.hexdigest(), "text_encoder": fingerprint(self.text_encoder)}
+
+    @property
     def choices(self) -> int:
         return len(self.source.test_captions)
 
     def chosen(self, numbers: Sequence[int], drawn: Tensor) -> Tensor:
-        """Sample by sample through the validation part, in one random order for all models."""
+        """Sample by sample through the validation part, in the order of all held-out data."""
         if not self.choices:
             return drawn
-        order = torch.randperm(self.choices, generator=generator("cpu", "captions"))
-        return order[torch.tensor(list(numbers)) % self.choices].to(drawn.device)
+        turns = torch.tensor(list(numbers)) % self.choices
+        return held_out_order(self.choices)[turns].to(drawn.device)
 
     def labels(self, chosen: Tensor) -> np.ndarray:
         """int64 (N,): numbers of entries of the validation list."""
@@ -234,14 +240,6 @@ class CaptionedVideoDomain(Domain):
         encoder = PromptEncoder.load(self.text_encoder, self.cache_dir)
         *texts, null = encoder([*prompts, NOTHING])
         return conditioned(texts, null, "cpu")
-
-    def arrays(self, raw: Tensor) -> np.ndarray:
-        """uint8 (B, T, H, W, C)."""
-        return raw.permute(0, 2, 3, 4, 1).cpu().numpy()
-
-    def save_grid(self, raw: Tensor, path: str | Path, **_) -> None:
-        """A row of frames per clip, and the clips beside each other as an mp4, NAME.mp4."""
-        save_clips(raw, Path(path))
 
 
 def ssv2_domain(

@@ -1,6 +1,5 @@
 """Clips as latents of the causal 3-D VAEs of Wan and CogVideoX: 4 frames to one after the first."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from runtime.errors import InputError
+from runtime.hub import FINETUNE
+from runtime.untrusted import json_of, shown
 
-from .codecs import fingerprint, looked_up, posterior_draw, to_float, to_uint8
-
-INSTALL = "pip install '.[finetune]'"
+from .codecs import MOST_CHANNELS, fingerprint, looked_up, posterior_draw, to_float, to_uint8
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,11 @@ def layout_of(name: str, cache_dir: str | None) -> Layout:
     from_config = autoencoder_class("AutoencoderKLWan", name).load_config
     try:
         config = looked_up(from_config, name, cache_dir, **inside(name))
-        return LAYOUTS[config["_class_name"]](config)
+        layout = LAYOUTS[config["_class_name"]](config)
+        sizes = (layout.channels, layout.frames, layout.step, layout.pixels)
+        if any(type(size) is not int or not 0 < size <= MOST_CHANNELS for size in sizes):
+            raise ValueError(f"channels, frames and pixels are {shown(sizes)}")
+        return layout
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise absent(name, error) from error
 
@@ -188,7 +191,7 @@ class CausalVAECodec:
 def inside(name: str) -> dict[str, str]:
     """Where in a hub's or a local pipeline the VAE is; a folder may be the VAE's own."""
     try:
-        own = json.loads((Path(name) / "config.json").read_text())["_class_name"] in LAYOUTS
+        own = json_of(Path(name) / "config.json")["_class_name"] in LAYOUTS
     except (OSError, ValueError, KeyError, TypeError):
         own = False
     return {} if own else {"subfolder": "vae"}
@@ -200,7 +203,7 @@ def autoencoder_class(kind: str, name: str):
 
         return getattr(diffusers, kind)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"--vae {name} needs diffusers ({error}): {INSTALL}") from error
+        raise InputError(f"--vae {name} needs diffusers ({error}): {FINETUNE}") from error
 
 
 def absent(name: str, error: Exception) -> InputError:

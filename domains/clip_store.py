@@ -183,6 +183,8 @@ class ClipStore(RaggedStore):
         InputError: as RaggedStore, or it is of another VAE than was asked for.
     """
 
+    skip_corrupt = False  # what could not be read is not in it
+
     def __init__(self, data_path: str, name: str, vae: str | None, cache_dir: str | None) -> None:
         super().__init__(data_path, ClipEncoding, name)
         self.cache_dir, encoding = cache_dir, self.manifest.encoding

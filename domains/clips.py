@@ -17,9 +17,10 @@ from runtime.files import atomic_write
 
 from .decoding import Unreadable, center_crop
 from .pictures import save_grid, sheet
-from .sound import pyav
+from .sound import container, pyav
 
 FPS = 8  # of samples; CLEVRER has 25 frames a second, every third of which is in a clip
+MOST_PIXELS = 2**26  # of a frame: twice 8K
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -62,15 +63,13 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     Raises:
         Unreadable: it is damaged, or holds no video.
     """
-    av = pyav()
-    try:
-        with av.open(str(path)) as file:
-            stream = next(iter(file.streams.video), None)
-            if stream is None:
-                raise Unreadable(f"{path} holds no video")
-            yield file, stream
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise Unreadable(f"{path} cannot be decoded ({error})") from error
+    with container(path) as file:
+        stream = next(iter(file.streams.video), None)
+        if stream is None:
+            raise Unreadable(f"{path} holds no video")
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+        check_size(path, stream)
+        yield file, stream
 
 
 def decoded(path: Path, cut: Cut, *, place: float) -> np.ndarray:
@@ -88,7 +87,7 @@ def decoded(path: Path, cut: Cut, *, place: float) -> np.ndarray:
         for number, frame in enumerate(islice(file.decode(stream), wanted.stop)):
             seen = number + 1
             if number in wanted:
-                images.append(pixels(frame, cut))
+                images.append(pixels(path, frame, cut))
     missing = cut.frames - len(images)
     if missing and not (cut.holds and images):
         raise Unreadable(cut.too_long(path, seen))
@@ -102,17 +101,27 @@ def whole(path: Path, cut: Cut) -> np.ndarray:
         Unreadable: the file is damaged, holds no video, or ends before it says.
     """
     with opened(path) as (file, stream):
-        images = [pixels(frame, cut) for frame in file.decode(stream)]
+        images = [pixels(path, frame, cut) for frame in file.decode(stream)]
         expected = max(stream.frames, 1)
     if len(images) < expected:
         raise Unreadable(f"{path} ends after {len(images)} of its {expected} frames")
     return np.stack(images).transpose(3, 0, 1, 2)
 
 
-def pixels(frame, cut: Cut) -> np.ndarray:
+def pixels(path: Path, frame, cut: Cut) -> np.ndarray:
     """uint8 (H, W, C)."""
+    check_size(path, frame)
     image = center_crop(frame.to_image(), cut.size).convert(MODES[cut.channels])
     return np.asarray(image).reshape(*cut.size, -1)
+
+
+def check_size(path: Path, picture) -> None:
+    """
+    Raises:
+        Unreadable: a stream or a frame claims an absurd size.
+    """
+    if picture.width * picture.height > MOST_PIXELS:
+        raise Unreadable(f"{path} claims {picture.width} x {picture.height} pixels")
 
 
 def length(file, stream) -> int:

@@ -3,8 +3,6 @@
 A codec has three verbs: raw -> stored, stored -> model input, model output -> raw."""
 
 import hashlib
-import json
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from runtime import hub
 from runtime.errors import InputError
-from runtime.hub import hub_answers
+from runtime.untrusted import json_of, shown
 
 PIXELS = "none"  # --vae none
+MOST_CHANNELS = 4096  # of latents
 VAES = {  # name -> hub id, latent channels, downsampling
     "ema": ("stabilityai/sd-vae-ft-ema", 4, 8),
     "mse": ("stabilityai/sd-vae-ft-mse", 4, 8),
@@ -164,7 +164,9 @@ def latent_shape(name: str, image_size: int, cache_dir: str | None = None) -> tu
         config = read_config(name, cache_dir)
         try:
             channels, down = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
-        except (KeyError, TypeError) as error:
+            if type(channels) is not int or not 0 < channels <= MOST_CHANNELS or down > image_size:
+                raise ValueError(f"{shown(channels)} channels, downsampled by {shown(down)}")
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"--vae {name}: its config.json is not that of an AutoencoderKL ({error})"
             ) from error
@@ -194,7 +196,7 @@ def short_name(name: str) -> str:
 
 
 def is_path(name: str) -> bool:
-    return name not in VAES and (os.path.isdir(name) or name.startswith((".", "/", "~")))
+    return name not in VAES and hub.is_folder(name)
 
 
 def autoencoder_class(name: str):
@@ -211,7 +213,7 @@ def read_config(name: str, cache_dir: str | None) -> dict:
     """The config.json of a local folder or of a hub id."""
     try:
         if is_path(name):
-            return json.loads((Path(name) / "config.json").read_text())
+            return json_of(Path(name) / "config.json")
     except (OSError, ValueError) as error:
         raise absent(name, cache_dir, error) from error
     load = autoencoder_class(name).load_config
@@ -222,21 +224,12 @@ def read_config(name: str, cache_dir: str | None) -> dict:
 
 
 def looked_up(load: Callable, name: str, cache_dir: str | None, **options):
-    """`load` from a local folder, or from the first cache that has it, or from the hub.
+    """As the hub's, of "ema" and "mse" too: in `cache_dir`, then in Hugging Face's own cache.
 
     Raises:
         OSError: it is nowhere.
     """
-    if is_path(name):
-        return load(name, local_files_only=True, **options)
-    for folder in dict.fromkeys([cache_dir, None]):
-        try:
-            return load(hub_id(name), cache_dir=folder, local_files_only=True, **options)
-        except OSError as error:
-            reason = error
-    if not hub_answers():
-        raise reason
-    return load(hub_id(name), cache_dir=cache_dir, **options)
+    return hub.looked_up(load, hub_id(name), (cache_dir, None), **options)
 
 
 def absent(

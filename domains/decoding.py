@@ -1,19 +1,59 @@
 """Image files -> uint8 RGB arrays of one size, and what to say of files that are damaged."""
 
+import math
+import os
+import stat
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from runtime.files import open_patiently
+
 # The others are not tried: PIL hands EPS files, whatever they are called, to Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 1 << 27  # as an image is stored: 400 MB of RGB
 MAX_RESIZED = 1 << 26  # pixels; a strip one pixel wide would be enlarged to gigabytes
 
 
+MAX_FAILURES = 1000  # unreadable samples in a row before --skip-corrupt gives up
+
+
 class Unreadable(Exception):
-    """One image cannot be decoded; the message names it and says why."""
+    """One image, video, ... cannot be decoded; the message names it and says why."""
+
+
+class Found(NamedTuple):
+    index: int
+    sample: Any
+    problems: list[str]  # a sentence for each that was passed over
+
+
+def readable(
+    read: Callable[[int], Any], wanted: int, count: int, kind: str, *, skip_corrupt: bool
+) -> Found:
+    """Sample `wanted` of `count`, or with --skip-corrupt the next one that can be read.
+
+    Args:
+        kind: what a person calls them, in the plural.
+
+    Raises:
+        Unreadable: it cannot be read, or none can; the message is the whole sentence.
+    """
+    problems: list[str] = []
+    for offset in range(min(count, MAX_FAILURES)):
+        index = (wanted + offset) % count
+        try:
+            return Found(index, read(index), problems)
+        except Unreadable as error:
+            if not skip_corrupt:
+                raise Unreadable(f"{error}; --skip-corrupt goes on without such {kind}") from error
+            problems.append(str(error))
+    raise Unreadable(f"{len(problems)} {kind} in a row cannot be read, the first: {problems[0]}")
 
 
 @contextmanager
@@ -26,11 +66,16 @@ def opened(file, place: str) -> Iterator:
     from PIL import Image, UnidentifiedImageError
 
     damaged = (
-        OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error,
-        EOFError, OverflowError, Image.DecompressionBombError,
+        OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error, zlib.error,
+        EOFError, ArithmeticError, RuntimeError, AttributeError, AssertionError, MemoryError,
+        Image.DecompressionBombError,
     )  # fmt: skip  # what PIL's readers raise on damaged files
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise Unreadable(f"{place} is no file of data")  # a pipe would be waited for
+        with stream_of(file) as stream, Image.open(stream, formats=FORMATS) as image:
+            if math.prod(image.size) > MOST_PIXELS:
+                raise Unreadable(f"{place} claims {image.width} x {image.height} pixels")
             image.load()
             yield image
     except UnidentifiedImageError as error:
@@ -38,6 +83,11 @@ def opened(file, place: str) -> Iterator:
         raise Unreadable(f"{place} cannot be read as an image (it is none of {known})") from error
     except damaged as error:
         raise Unreadable(f"{place} cannot be read as an image ({error})") from error
+
+
+def stream_of(file) -> AbstractContextManager:
+    """A path opened, what is open already as it is."""
+    return open_patiently(file) if isinstance(file, str | Path) else nullcontext(file)
 
 
 def decode(file, place: str, size: int) -> np.ndarray:

@@ -146,7 +146,11 @@ class Domain(ABC):
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What `chosen` and `condition` depend on besides the flags, for protocols: plain data."""
+        """What `chosen` and `condition` depend on besides the flags, for protocols: plain data.
+
+        Raises:
+            InputError: it is not at hand, and samples would be of nothing.
+        """
         return {}
 
     @property

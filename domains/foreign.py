@@ -2,11 +2,10 @@
 
 The files come from elsewhere, so nothing in them is unpickled."""
 
-import json
 import operator
 import os
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,10 +13,12 @@ from torch import Tensor
 
 from runtime.checkpoint import load_tensors
 from runtime.errors import InputError
+from runtime.files import retried
+from runtime.untrusted import block_of, json_of, name_inside, read_array
 
 from .codecs import PIXELS, Codec
 from .decoding import Unreadable
-from .latents import SD_DOWN, SD_SCALE, StoredCodec
+from .latents import MOST_CLASSES, SD_DOWN, SD_SCALE, StoredCodec
 from .store import gather
 
 VA_VAE_DOWN = 16  # of LightningDiT's VA-VAE
@@ -40,48 +41,45 @@ class RepaFolder:
     def __init__(self, data_path: str, image_size: int | None = None) -> None:
         self.called = f"--data-path {data_path}"
         self.folder = repa_folder(Path(data_path))
-        names, labels = self.read_labels()
-        # One block of bytes: a list of a million strings would be copied into every worker.
-        self.names, self.labels = np.array([name.encode() for name in names]), labels
+        self.labels = self.read_labels()
         try:
             double, *axes = self.read(0).shape
         except Unreadable as error:
             raise InputError(str(error)) from None
         self.shape = (double // 2, *axes)
         self.image_size = axes[-1] * SD_DOWN
-        self.num_classes = int(labels.max()) + 1
+        self.num_classes = int(self.labels.max()) + 1
 
-    def read_labels(self) -> tuple[list[str], np.ndarray]:
+    def read_labels(self) -> np.ndarray:
         path = self.folder / LABELS
         try:
-            pairs = json.loads(path.read_text())["labels"]
-            labels = {str(name): operator.index(label) for name, label in pairs}
+            pairs = json_of(path)["labels"]
+            labels = {name_inside(name): operator.index(label) for name, label in pairs}
             if len(labels) < len(pairs):
                 raise ValueError("a file is listed twice")
-            numbers = np.array([labels[name] for name in sorted(labels)], dtype=np.int64)
+            names = sorted(labels)
+            self.names = block_of(names)
+            numbers = np.array([labels[name] for name in names], dtype=np.int64)
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path} does not list files and classes as REPA's: {error}") from None
-        names = sorted(labels)
-        if not names or min(labels.values()) < 0:
-            raise InputError(f"{path} lists no files, or negative classes")
-        if outside := [n for n in names if n.startswith("/") or ".." in PurePosixPath(n).parts]:
-            raise InputError(f"{path} names {outside[0]!r}, which is not in its folder")
+        if not names or not 0 <= min(labels.values()) <= max(labels.values()) < MOST_CLASSES:
+            raise InputError(f"{path} lists no files, or classes below 0 or above {MOST_CLASSES:,}")
         folders = {name.rpartition("/")[0] for name in names}
         there = {
             f"{f}/{e.name}" if f else e.name for f in folders for e in entries(self.folder / f)
         }
         if absent := next((name for name in names if name not in there), None):
             raise InputError(f"{path} lists {absent}, but there is no such file")
-        return names, numbers
+        return numbers
 
     def read(self, index: int) -> np.ndarray:
         """The moments of an image, (2C, h, w)."""
         path = self.folder / self.names[index].decode()
         try:
-            moments = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, MemoryError) as error:
+            moments = read_array(path)
+        except (OSError, ValueError) as error:
             raise Unreadable(f"{path} cannot be read as moments ({error})") from error
-        if not isinstance(moments, np.ndarray) or moments.ndim != 3 or moments.dtype.kind != "f":
+        if moments.ndim != 3 or moments.dtype.kind != "f":
             raise Unreadable(f"{path} does not hold moments: floats of shape (2C, h, w)")
         channels = len(moments) // 2
         if not moments.size or len(moments) != 2 * channels:
@@ -166,7 +164,7 @@ class LightningDiTShards:
             mean, std = (found[name].float().reshape(-1, 1, 1) for name in ("mean", "std"))
             if mean.shape != std.shape or not mean.isfinite().all() or not (std > 0).all():
                 raise ValueError("not a finite mean and a positive deviation per channel")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{path} holds no statistics of LightningDiT's: {error}") from None
         return mean, std
 
@@ -178,7 +176,10 @@ class LightningDiTShards:
         shards = []
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                shard = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+                shard = {
+                    name: tensor.numpy()
+                    for name, tensor in retried(lambda path=path: load_file(path), path).items()
+                }
                 plain, mirrored = shard["latents"], shard["latents_flip"]
                 if plain.ndim != 4 or mirrored.shape != plain.shape or not plain.size:
                     raise ValueError(f"latents {plain.shape} and latents_flip {mirrored.shape}")
@@ -208,8 +209,8 @@ class LightningDiTShards:
     @cached_property
     def labels(self) -> np.ndarray:
         labels = np.concatenate([shard["labels"] for shard in self.shards])
-        if labels.min() < 0:
-            raise InputError(f"{self.called} has a negative class id")
+        if not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
+            raise InputError(f"{self.called} has a class id below 0 or above {MOST_CLASSES:,}")
         return labels
 
     @property

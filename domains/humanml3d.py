@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.untrusted import read_array, read_text, shown
 
 from .decoding import Unreadable
 from .skeleton import FPS, WIDTH
@@ -21,6 +22,8 @@ LAYOUT = "new_joint_vecs/, texts/, Mean.npy, Std.npy, train.txt and test.txt"
 # deviations by 5, and did so twice.
 LOUD = np.r_[:4, WIDTH - 4 : WIDTH]
 LOUDER = 25
+MOST_NAME = 200  # bytes of a clip's name
+MOST_SECONDS = 1e6  # at which a caption begins or ends
 LOOKED_AT = 64  # clips, to tell whose deviations Std.npy holds
 
 
@@ -72,8 +75,8 @@ def mapped(path: Path) -> np.ndarray:
         Unreadable: no such array in it.
     """
     try:
-        motion = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        motion = read_array(path, mapped=True)
+    except (OSError, ValueError) as error:
         raise Unreadable(f"{path} cannot be read as an array of numbers ({error})") from error
     if motion.ndim != 2 or motion.shape[1] != WIDTH or motion.dtype.kind != "f":
         raise Unreadable(
@@ -146,14 +149,14 @@ def read_clips(data_path: str | None, split: str) -> Clips:
 
 def read_list(path: Path) -> list[str]:
     try:
-        names = path.read_text().split()
-    except (OSError, UnicodeDecodeError) as error:
+        names = read_text(path).split()
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read: expected HumanML3D's {LAYOUT} in --data-path"
         ) from error
     for name in names:
-        if Path(name).name != name:
-            raise InputError(f"{path}: {name} leads out of the folder")
+        if Path(name).name != name or "\0" in name or len(name.encode()) > MOST_NAME:
+            raise InputError(f"{path}: {shown(name)} leads out of the folder, or is no name")
     return names
 
 
@@ -165,12 +168,15 @@ def spans(path: Path, frames: int) -> list[tuple[tuple[int, int], list[Caption]]
     """
     whole: list[Caption] = []
     parts = []
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = read_text(path, errors="replace")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
     for number, line in enumerate(filter(str.strip, text.splitlines()), start=1):
         try:
             caption, tokens, *times = line.strip().split("#")
             start, end = (0.0 if math.isnan(time := float(word)) else time for word in times)
-            if not math.isfinite(start) or not math.isfinite(end):
+            if not abs(start) < MOST_SECONDS or not abs(end) < MOST_SECONDS:
                 raise ValueError
         except ValueError:
             raise InputError(
@@ -226,8 +232,8 @@ def statistic(path: Path) -> np.ndarray:
         InputError: not there, or of another shape.
     """
     try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        values = read_array(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): it belongs to HumanML3D") from error
     if values.shape != (WIDTH,) or values.dtype.kind != "f" or not np.isfinite(values).all():
         raise InputError(f"{path} is {values.dtype} {values.shape}; it has {WIDTH} finite numbers")

@@ -26,7 +26,7 @@ from runtime.errors import InputError, LocalError
 from .codecs import Codec, VAECodec
 from .domain import Batch
 from .images import ImageDomain
-from .latents import StoredCodec
+from .latents import MOST_CLASSES, StoredCodec
 from .store import (
     MANIFEST,
     Arrays,
@@ -44,6 +44,7 @@ from .store import (
 
 CROP = "ADM center crop"  # decoding.center_crop
 FLIPS = 2
+MOST_SIDE = 65_536  # pixels
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ class ImageEncoding(Encoding):
     def check(self) -> None:
         if self.crop != CROP or self.flips != FLIPS or len(self.latent_shape) != 3:
             raise ValueError("another crop, number of flips or shape than this version writes")
-        if min(self.latent_shape) < 1:
-            raise ValueError("sizes and counts are 1 or more")
+        sizes = (self.image_size, *self.latent_shape)
+        if min(sizes) < 1 or max(sizes) > MOST_SIDE or not 0 <= self.num_classes <= MOST_CLASSES:
+            raise ValueError("sizes, classes and counts are 1 or more, and not absurd")
 
     @property
     def moments_shape(self) -> tuple[int, ...]:

@@ -11,12 +11,10 @@ import torch
 from runtime.errors import InputError
 
 from .codecs import PIXELS, Codec, PixelCodec, VAECodec, latent_shape
-from .decoding import Unreadable
+from .decoding import Unreadable, readable
 from .domain import Batch, Domain, check_class_count
 from .order import Draws
 from .sources import Source, Where
-
-MAX_FAILURES = 1000  # unreadable images in a row before --skip-corrupt gives up
 
 
 class Item(NamedTuple):
@@ -50,28 +48,22 @@ class ImageSet(torch.utils.data.Dataset):
 
     def read(self, wanted: int, flipped: bool) -> Item:
         """Image `wanted`, or with --skip-corrupt the next one that can be read."""
-        problems: list[str] = []
-        for offset in range(min(len(self), MAX_FAILURES)):
-            index = (wanted + offset) % len(self)
-            try:
-                raw, label = self.source.read(index)
-            except Unreadable as error:
-                if not self.skip_corrupt:
-                    return failure(index, f"{error}; --skip-corrupt goes on without such images")
-                problems.append(str(error))
-                continue
-            if self.num_classes and not 0 <= label < self.num_classes:
-                return failure(
-                    index,
-                    f"{self.source.place(index)} has class id {label}, but --num-classes "
-                    f"{self.num_classes} allows 0 to {self.num_classes - 1}",
-                )
-            if self.hflip and flipped:
-                raw = raw[:, :, ::-1]
-            return Item(raw, label if self.num_classes else 0, index, tuple(problems))
-        return failure(
-            wanted, f"{len(problems)} images in a row cannot be read, the first: {problems[0]}"
-        )
+        skip, count = self.skip_corrupt, len(self)
+        try:
+            found = readable(self.source.read, wanted, count, "images", skip_corrupt=skip)
+        except Unreadable as error:
+            return failure(wanted, str(error))
+        raw, label = found.sample
+        if self.num_classes and not 0 <= label < self.num_classes:
+            return failure(
+                found.index,
+                f"{self.source.place(found.index)} has class id {label}, but --num-classes "
+                f"{self.num_classes} allows 0 to {self.num_classes - 1}",
+            )
+        if self.hflip and flipped:
+            raw = raw[:, :, ::-1]
+        label = label if self.num_classes else 0
+        return Item(raw, label, found.index, tuple(found.problems))
 
 
 def failure(index: int, sentence: str) -> Item:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.untrusted import MOST_BLOCK, block_of, name_inside, read_text, shown
 
 from .audio import AudioDomain
 from .codecs import PIXELS, Codec
@@ -19,6 +20,7 @@ SPLIT = Path("data", "splits", "split-0")
 LAYOUT = f"{SPLIT}/autotagging-{{train,validation,test}}.tsv and audio/00/1009600.mp3"
 HEAD = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
 CATEGORIES = ("genre", "instrument")  # of the tags that are a condition; mood is none
+MOST_TAGS = 10_000  # a table has a column for each
 PARTS = {False: ("train", "validation"), True: ("test",)}  # held out? -> files
 
 
@@ -85,21 +87,29 @@ def read_tags(path: Path) -> list[tuple[str, list[str]]]:
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; expected {LAYOUT} in --data-path")
+    try:
+        table = csv.reader(
+            read_text(path, errors="replace").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
     rows = []
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        head = next(reader, [])
+    try:
+        head = next(table, [])
         if head[:6] != HEAD:
-            raise InputError(f"{path} is no TSV of MTG-Jamendo: its first line is {head[:6]}")
-        for number, row in enumerate(reader, start=2):
+            raise InputError(
+                f"{path} is no TSV of MTG-Jamendo: its first line is {shown(head[:6])}"
+            )
+        for row in table:
             if len(row) < 6:
-                raise InputError(
-                    f"{path}, line {number}: {len(row)} columns, a track has 6 or more"
-                )
-            if Path(row[3]).is_absolute() or ".." in Path(row[3]).parts:
-                raise InputError(f"{path}, line {number}: {row[3]} leads out of the audio folder")
+                raise ValueError(f"{len(row)} columns, a track has 6 or more")
             # A tag is a column of its own: as many as a track has.
-            rows.append((row[3], [tag for tag in row[5:] if tag.split("---")[0] in CATEGORIES]))
+            tags = [tag for tag in row[5:] if tag.split("---")[0] in CATEGORIES]
+            rows.append((name_inside(row[3]), tags))
+    except InputError:
+        raise
+    except (csv.Error, ValueError) as error:
+        raise InputError(f"{path}, line {table.line_num}: {error}") from error
     return rows
 
 
@@ -143,6 +153,8 @@ class Jamendo:
     def vocabulary(self) -> tuple[str, ...]:
         """That of all parts together: 87 genres, then 40 instruments."""
         tags = {tag for rows in self.rows.values() for _, tags in rows for tag in tags}
+        if len(tags) > MOST_TAGS:
+            raise InputError(f"{self.data_path} has {len(tags)} tags, more than {MOST_TAGS}")
         return tuple(sorted(tags))
 
     def tracks(self, *, held_out: bool) -> Recordings:
@@ -158,10 +170,15 @@ class Jamendo:
                 f"{self.data_path} has no {' or '.join(PARTS[held_out])} track with a genre or "
                 "instrument"
             )
+        if len(chosen) * len(place) > MOST_BLOCK:
+            raise InputError(f"{self.data_path} has {len(chosen):,} tracks of {len(place):,} tags")
         labels = np.zeros((len(chosen), len(place)), dtype=bool)
         for row, (_, tags) in zip(labels, chosen, strict=True):
             row[[place[tag] for tag in tags]] = True
-        paths = np.array([path.encode() for path, _ in chosen])
+        try:
+            paths = block_of([path for path, _ in chosen])
+        except ValueError as error:
+            raise InputError(f"{self.data_path} names {error}") from error
         return Recordings(Path(self.data_path), paths, labels, self.vocabulary, self.form.rate)
 
 

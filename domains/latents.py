@@ -22,6 +22,7 @@ from .sources import NoHeldOut
 
 SD_SCALE = 0.18215  # of Stable Diffusion's VAEs: their latents have a deviation of about 1 / scale
 SD_DOWN, SD_CHANNELS = 8, 4
+MOST_CLASSES = 1_000_000  # of stored latents: a model has a row for each
 
 Load = Callable[[str, str | None], Codec]  # a VAE by --vae and --cache-dir
 

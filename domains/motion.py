@@ -150,10 +150,8 @@ class MotionDomain(Domain):
 
     @property
     def conditions(self) -> dict[str, Any]:
-        if not self.data_path:
-            return {}
-        encoder = identity_of(self.text_encoder)
-        return {"captions": self.test_clips.fingerprint(), "text_encoder": encoder}
+        captions = self.test_clips.fingerprint() if self.data_path else None
+        return {"captions": captions, "text_encoder": identity_of(self.text_encoder)}
 
     def vectors(self, clips: Clips) -> Tensor | None:
         """The embedded captions (captions, W); None without condition."""

@@ -1,6 +1,5 @@
 """Latents of Stable Audio Open's VAE, diffusers' AutoencoderOobleck."""
 
-import json
 import math
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import InputError
+from runtime.untrusted import json_of, shown
 
 from .codecs import PIXELS, absent, fingerprint, looked_up, posterior_draw
 
@@ -18,6 +18,8 @@ STABLE_AUDIO = "stabilityai/stable-audio-open-1.0"
 # Latents of a chunk of a track, and how many of them the next chunk has, too. What a chunk's end
 # cuts off reaches into 8 latents of Stable Audio's encoder; half the overlap, 16, is thrown away.
 CHUNK, OVERLAP = 128, 32
+
+LARGEST = dict(audio_channels=2, channels=4096, hop=2**20, rate=768_000)
 
 
 class OobleckConfig(NamedTuple):
@@ -43,18 +45,31 @@ def config_of(vae: str, cache_dir: str | None) -> OobleckConfig:
         return SHAPES[vae]
     path = Path(vae) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json_of(path)
         if config["_class_name"] != "AutoencoderOobleck":
             raise ValueError(f"it is an {config['_class_name']}")
-        return OobleckConfig(
+        form = OobleckConfig(
             int(config["audio_channels"]), int(config["decoder_input_channels"]),
             math.prod(config["downsampling_ratios"]), int(config["sampling_rate"]),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_form(form)
+        return form
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"--vae {vae} is no folder of diffusers' AutoencoderOobleck ({error}): give one, or "
             f"{STABLE_AUDIO}"
         ) from error
+
+
+def check_form(form: OobleckConfig) -> None:
+    """
+    Raises:
+        ValueError: no VAE is so.
+    """
+    for name, most in LARGEST.items():
+        size = getattr(form, name)
+        if type(size) is not int or not 0 < size <= most:
+            raise ValueError(f"{name} is {shown(size)}")
 
 
 class Chunk(NamedTuple):

@@ -27,6 +27,12 @@ class Draws(NamedTuple):
         return self.seed & 1 == 1
 
 
+def held_out_order(count: int) -> torch.Tensor:
+    """int64 (count,): the order in which held-out samples are taken where some are enough, whether
+    their captions are drawn from or they are what samples are held against."""
+    return torch.randperm(count, generator=generator("cpu", "held out"))
+
+
 class GlobalBatches:
     """A batch sampler: `Draws` of this rank's micro-batches, from step `start` to `stop`.
 

@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from runtime.errors import InputError
 from runtime.files import atomic_write
+from runtime.hub import FINETUNE
+from runtime.untrusted import shown
 
 from .codecs import is_path, looked_up
 from .decoding import Unreadable
+from .texts import WIDEST
 
-INSTALL = "pip install '.[finetune]'"
 TOKENS = {"WanPipeline": 512, "CogVideoXPipeline": 226}  # that a prompt is padded or cut to
 SHARD = 256  # captions per file
 BATCH = 16
@@ -32,11 +34,16 @@ def width_of(name: str, cache_dir: str | None) -> int:
     try:
         from transformers import AutoConfig
 
-        config = looked_up(AutoConfig.from_pretrained, name, cache_dir, subfolder="text_encoder")
+        config = looked_up(
+            AutoConfig.from_pretrained, name, cache_dir, subfolder="text_encoder",
+            trust_remote_code=False,
+        )  # fmt: skip
+        if type(config.d_model) is not int or not 0 < config.d_model <= WIDEST:
+            raise ValueError(f"d_model is {shown(config.d_model)}")
         return config.d_model
     except ImportError as error:
         raise InputError(
-            f"--text-encoder {name} needs transformers ({error}): {INSTALL}"
+            f"--text-encoder {name} needs transformers ({error}): {FINETUNE}"
         ) from error
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise absent(name, error) from error
@@ -48,6 +55,19 @@ def absent(name: str, error: Exception) -> InputError:
         f"--text-encoder {name}: no pipeline of Wan or CogVideoX with its tokenizer and text "
         f"encoder can be read here or be had from the hub ({reason}): give a hub id or a folder"
     )
+
+
+def check_parts(config: dict) -> None:
+    """A pipeline's file says of which libraries its parts are, and one of its own folder would be
+    imported.
+
+    Raises:
+        ValueError: other libraries than diffusers and transformers.
+    """
+    for part, of in config.items():
+        if not part.startswith("_") and isinstance(of, (list, tuple)):
+            if len(of) != 2 or of[0] not in (None, "diffusers", "transformers"):
+                raise ValueError(f"its {part} is {shown(of)}")
 
 
 class PromptEncoder:
@@ -66,12 +86,14 @@ class PromptEncoder:
             import diffusers
         except ImportError as error:
             raise InputError(
-                f"--text-encoder {name} needs diffusers ({error}): {INSTALL}"
+                f"--text-encoder {name} needs diffusers ({error}): {FINETUNE}"
             ) from error
         load = diffusers.DiffusionPipeline.load_config
         try:
-            kind = looked_up(load, name, cache_dir)["_class_name"]
+            config = looked_up(load, name, cache_dir)
+            kind = config["_class_name"]
             tokens = TOKENS[kind]
+            check_parts(config)
             pipeline = looked_up(
                 getattr(diffusers, kind).from_pretrained, name, cache_dir, transformer=None,
                 vae=None, torch_dtype=torch.bfloat16, use_safetensors=True,
@@ -125,7 +147,7 @@ class Prompts:
             with safe_open(path, "pt") as file:
                 start, stop = file.get_slice("starts")[row : row + 2].tolist()
                 return file.get_slice("vectors")[start:stop]
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, IndexError, TypeError) as error:
             raise Unreadable(
                 f"{path} is damaged ({error}): delete it, and it is made anew"
             ) from error

@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, open_patiently
 
 from .decoding import Unreadable
 
 CHANNELS = 2
+LOWEST, HIGHEST, MOST_CHANNELS = 1000, 768_000, 64  # of a file; a low rate is resampled to much
+LONGEST = 3 * 3600  # seconds of a track that is read whole: 2 GB
+FORMATS = ("mp3", "flac", "wav", "ogg", "aac", "mov", "matroska", "webm", "avi")
+WHITELIST = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 PICTURE = 64  # pixels along a side of a spectrogram
 
 
@@ -41,14 +45,37 @@ def opened(path: Path) -> Iterator[tuple]:
     Raises:
         Unreadable: it cannot be decoded, or holds no sound.
     """
+    with container(path) as file:
+        stream = next(iter(file.streams.audio), None)
+        if stream is None:
+            raise Unreadable(f"{path} holds no sound")
+        if not LOWEST <= (stream.rate or 0) <= HIGHEST or not 1 <= stream.channels <= MOST_CHANNELS:
+            raise Unreadable(f"{path} has {stream.channels} channels at {stream.rate} per second")
+        yield file, stream
+
+
+@contextmanager
+def container(path: Path) -> Iterator:
+    """PyAV's file of sound or pictures; within, what is damaged has a name. A playlist, whatever
+    it is called, could have FFmpeg open other files and addresses: its kind is not tried.
+
+    Raises:
+        Unreadable: it cannot be decoded.
+    """
     av = pyav()
+    damaged = (
+        av.error.FFmpegError, OSError, ValueError, ArithmeticError, LookupError, TypeError,
+        AttributeError, RuntimeError, MemoryError,
+    )  # fmt: skip  # what PyAV raises on damaged files
     try:
-        with av.open(str(path)) as file:
-            stream = next(iter(file.streams.audio), None)
-            if stream is None:
-                raise Unreadable(f"{path} holds no sound")
-            yield file, stream
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        with (
+            open_patiently(path) as raw,
+            av.open(raw, options=WHITELIST, metadata_errors="replace") as file,
+        ):
+            yield file
+    except damaged as error:
         raise Unreadable(f"{path} cannot be decoded ({error})") from error
 
 
@@ -83,7 +110,9 @@ def whole(path: Path, rate: int) -> np.ndarray:
     """
     with opened(path) as (file, stream):
         length = duration(file, stream)
-        sound = crop(file, stream, 0.0, rate)
+        sound = crop(file, stream, 0.0, rate, LONGEST * rate)
+    if sound.shape[1] == LONGEST * rate:
+        raise Unreadable(f"{path} is longer than {LONGEST / 3600:.0f} hours")
     if sound.shape[1] / rate < length - 1:
         raise Unreadable(f"{path} ends after {sound.shape[1] / rate:.1f} s of {length:.1f} s")
     return sound
@@ -96,8 +125,8 @@ def duration(file, stream) -> float:
     return (file.duration or 0) / 1_000_000
 
 
-def crop(file, stream, begin: float, rate: int, samples: int | None = None) -> np.ndarray:
-    """int16 (2, up to `samples`) from second `begin` on; None: to the end."""
+def crop(file, stream, begin: float, rate: int, samples: int) -> np.ndarray:
+    """int16 (2, up to `samples`) from second `begin` on."""
     # swresample would make mono 3 dB quieter on both sides.
     layout = "mono" if stream.channels == 1 else "stereo"
     resampler = pyav().AudioResampler(format="s16p", layout=layout, rate=rate)
@@ -112,7 +141,7 @@ def crop(file, stream, begin: float, rate: int, samples: int | None = None) -> n
             skip -= dropped
             parts.append(part[:, dropped:])
             have += parts[-1].shape[1]
-        if samples is not None and have >= samples:
+        if have >= samples:
             break
     else:
         parts += [part.to_ndarray() for part in resampler.resample(None)]

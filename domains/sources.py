@@ -5,6 +5,7 @@ A source reads one image by its number, as uint8 (C, H, W), with its class; see 
 import gzip
 import hashlib
 import io
+import math
 import os
 import struct
 import zlib
@@ -22,6 +23,7 @@ from .decoding import Unreadable, decode
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
+MOST_IDX = 2**28  # bytes of an IDX file: Fashion-MNIST has 47 million
 HUB_NAMES = {"imagenet-1k": "ILSVRC/imagenet-1k"}
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -126,19 +128,18 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     try:
         with opener(path, "rb") as file:
             magic, *sizes = struct.unpack(f">{1 + axes}I", file.read(4 * (1 + axes)))
+            expected = math.prod(sizes)
             if magic != 0x0800 + axes:
                 raise InputError(
                     f"{path} is no IDX file of unsigned bytes with {axes} axes: "
                     f"it starts with {magic:#010x}, not {0x0800 + axes:#010x}"
                 )
-            content = file.read()
+            content = file.read(min(expected, MOST_IDX) + 1)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"{path} cannot be read as an IDX file: {error}") from error
-    expected = int(np.prod(sizes, dtype=object))
     if len(content) != expected:
-        raise InputError(
-            f"{path} holds {len(content)} bytes of data, but its header promises {expected}"
-        )
+        count = f"more than {expected}" if len(content) > expected else len(content)
+        raise InputError(f"{path} holds {count} bytes of data, but its header promises {expected}")
     return np.frombuffer(content, np.uint8).reshape(sizes)
 
 
@@ -226,10 +227,25 @@ def sha256_over(*parts: bytes | np.ndarray) -> str:
 
 def image_files(folder: Path) -> Iterator[str]:
     """The images below a folder, in ImageFolder's order."""
-    for base, _, names in sorted(os.walk(folder, followlinks=True)):
+    for base, names in sorted(folders_below(folder)):
         for name in sorted(names):
             if name.lower().endswith(IMAGE_ENDINGS):
                 yield os.path.join(base, name)
+
+
+def folders_below(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders with the names of their files. Links are followed, but not to a folder above: two
+    such links would be 2^40 folders."""
+    above: dict[str, frozenset] = {}
+    for base, folders, names in os.walk(root, followlinks=True):
+        status = os.stat(base)
+        place = (status.st_dev, status.st_ino)
+        known = above.pop(base, frozenset())
+        if place in known:
+            folders.clear()
+            continue
+        above |= {os.path.join(base, folder): known | {place} for folder in folders}
+        yield base, names
 
 
 class HubSource:
@@ -247,6 +263,7 @@ class HubSource:
             ) from error
 
         data, self.name = open_hub(where)
+        self.saved = is_saved(saved_in(where))
         self.image_size = where.image_size
         images = [k for k, v in data.features.items() if isinstance(v, datasets.Image)]
         self.image = the_column(self.name, data, images, "image")
@@ -276,6 +293,8 @@ class HubSource:
         image = row[self.image]
         if image is None:
             raise Unreadable(f"{self.place(index)}: it is missing")
+        if image["bytes"] is None and self.saved:  # those of the hub are paths in its own cache
+            raise Unreadable(f"{self.place(index)} is a path, not a picture")
         file = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
         label = row[self.label] if self.label else 0
         # Hugging Face marks a missing class with -1 or None.
@@ -310,13 +329,13 @@ def open_hub(where: Where):
     import huggingface_hub
 
     splits = ["validation", "test"] if where.held_out else ["train"]
-    hub_id = HUB_NAMES.get(where.dataset_name, where.dataset_name)
-    folder = where.data_path or hub_id
+    folder, hub_id = saved_in(where), hub_name(where)
     if is_saved(folder):
         try:
             data = datasets.load_from_disk(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} is no readable saved data set: {error}") from error
+        except Exception as error:  # pyarrow's own, and what its files' JSON leads to
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{folder} is no readable saved data set: {reason}") from error
         if isinstance(data, datasets.DatasetDict):
             for split in splits:
                 if split in data:
@@ -348,6 +367,15 @@ def open_hub(where: Where):
         f"{where.cache_dir or datasets.config.HF_DATASETS_CACHE} (--cache-dir); "
         "a private one needs `hf auth login`; images you have go by --data-path FOLDER"
     ) from reason
+
+
+def hub_name(where: Where) -> str:
+    return HUB_NAMES.get(where.dataset_name, where.dataset_name)
+
+
+def saved_in(where: Where) -> str:
+    """The folder that a data set may have been saved in."""
+    return where.data_path or hub_name(where)
 
 
 def is_saved(folder: str) -> bool:

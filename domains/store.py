@@ -17,7 +17,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -26,7 +26,8 @@ import numpy as np
 from torch import Tensor
 
 from runtime.errors import InputError, LocalError
-from runtime.files import atomic_write
+from runtime.files import discard_rests, retried, write_patiently
+from runtime.untrusted import json_of, parsed
 
 from .codecs import PIXELS, difference, hub_id, is_path, short_name
 from .latents import Load
@@ -132,10 +133,11 @@ def shape_of(plain: Sequence[int]) -> tuple[int, ...]:
 
 
 def codec_of(plain: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": str(plain["name"]), "scale": float(plain["scale"]),
-        "shift": float(plain["shift"]), "sha256": str(plain["sha256"]),
-    }  # fmt: skip
+    scale, shift = float(plain["scale"]), float(plain["shift"])
+    if not math.isfinite(scale) or not math.isfinite(shift) or not scale:
+        raise ValueError(f"scale {scale} and shift {shift} of a VAE")
+    sha256 = str(plain["sha256"])
+    return {"name": str(plain["name"]), "scale": scale, "shift": shift, "sha256": sha256}
 
 
 # Writing
@@ -176,8 +178,7 @@ def write_shard(folder: Path, encoding: Encoding, shard: Shard, content: Content
     }  # fmt: skip
     # One entry only: safetensors writes several in any order, and equal shards would not be equal.
     written = save(arrays, {"shard": json.dumps(own)})
-    with atomic_write(folder / shard.file) as file:
-        file.write(written)
+    write_patiently(folder / shard.file, lambda file: file.write(written))
 
 
 def checksum(arrays: dict[str, Tensor], names: Arrays) -> str:
@@ -194,9 +195,8 @@ def missing_shards(folder: Path, encoding: Encoding) -> list[Shard]:
         InputError: the folder has shards of another encoding, or damaged ones.
     """
     folder.mkdir(parents=True, exist_ok=True)  # refused now rather than after the first shard
-    for start in (encoding.prefix, MANIFEST):
-        for rest in folder.glob(f".{start}*.tmp"):
-            rest.unlink()
+    for names in (f"{encoding.prefix}*", MANIFEST):
+        discard_rests(folder, names)
     expected = {shard.file: shard for shard in encoding.shards}
     present = sorted(path.name for path in folder.glob("*.safetensors"))
     for name in present:
@@ -244,8 +244,7 @@ def write_manifest(folder: Path, encoding: Encoding) -> dict[str, Any]:
     text = json.dumps(content, indent=1).encode()
     path = folder / MANIFEST
     if not (path.is_file() and path.read_bytes() == text):
-        with atomic_write(path) as file:
-            file.write(text)
+        write_patiently(path, lambda file: file.write(text))
     return content
 
 
@@ -279,14 +278,14 @@ def read_header(path: Path, kind: type[Encoding]) -> Header:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as file:
-            own = json.loads((file.metadata() or {})["shard"])
+        with retried(lambda: safe_open(path, framework="np"), path) as file:
+            own = parsed((file.metadata() or {})["shard"])
             encoding, name = kind.of(own["encoding"]), str(own["file"])
             sha256, facts = str(own["sha256"]), kind.facts_of(own)
             views = {key: file.get_slice(key) for key in file.keys()}
             arrays = {k: (v.get_dtype(), tuple(v.get_shape())) for k, v in views.items()}
     except (
-        SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
+        SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
     ) as error:  # fmt: skip
         raise InputError(f"{path} is truncated or no shard of latents ({error}): {AGAIN}") from None
     return Header(path, name, encoding, sha256, facts, arrays)
@@ -309,13 +308,13 @@ class Manifest:
 
     def __init__(self, folder: Path, *kinds: type[Encoding]) -> None:
         self.folder, path = folder, folder / MANIFEST
-        if not path.exists():
+        if not path.is_file():
             unfinished = f"{folder} is not finished: run encode.py again with the same flags"
             raise InputError(
                 unfinished if folder.is_dir() else f"{folder}: there is no such folder"
             )
         try:
-            content = json.loads(path.read_text())
+            content = json_of(path)
             kind = next((kind for kind in kinds if content["format"] == kind.format), None)
             if kind is None:
                 known = " or ".join(repr(kind.format) for kind in kinds)
@@ -331,7 +330,9 @@ class Manifest:
                 shard.file for shard in self.encoding.shards
             ]:
                 raise ValueError("its shards do not fit its counts")
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (
+            OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError,
+        ) as error:  # fmt: skip
             raise InputError(
                 f"{path} is no manifest of latents ({error}): run encode.py again with the same "
                 "flags, and it is mended"
@@ -364,7 +365,8 @@ class Manifest:
         from safetensors.torch import load_file  # maps the file, unlike safetensors.numpy's
 
         paths = [self.check(shard) for shard in self.encoding.shards]
-        return [{n: tensor.numpy() for n, tensor in load_file(path).items()} for path in paths]
+        mapped = [retried(partial(load_file, path), path) for path in paths]
+        return [{n: tensor.numpy() for n, tensor in shard.items()} for shard in mapped]
 
     def is_intact(self, shard: Shard) -> bool:
         """Every bit of a shard's arrays against the checksum that they were written with."""

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +11,14 @@ from tqdm import tqdm
 
 from runtime.errors import InputError
 from runtime.files import atomic_write, sha256_of
+from runtime.untrusted import json_of, shown
 
 from .codecs import is_path, looked_up
 
 CLIP = "openai/clip-vit-base-patch32"
 NONE = "none"  # --text-encoder none: without condition
 WIDTHS = {CLIP: 512, NONE: 0}
+WIDEST = 65_536  # numbers of a caption's vector
 WORDS = 20  # MDM shows CLIP no more, and a token at either end
 BATCH = 256
 
@@ -31,8 +32,10 @@ def width_of(name: str) -> int:
     if name in WIDTHS:
         return WIDTHS[name]
     try:
-        config = json.loads((Path(name) / "config.json").read_text())
-        return int(config["projection_dim"])
+        width = json_of(Path(name) / "config.json")["projection_dim"]
+        if type(width) is not int or not 0 < width <= WIDEST:
+            raise ValueError(f"projection_dim is {shown(width)}")
+        return width
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--text-encoder {name} is no folder of transformers' CLIPTextModelWithProjection "
@@ -67,7 +70,10 @@ class TextEncoder:
             ) from error
         logging.disable_progress_bar()  # of a second's work, and it would stand before errors
         try:
-            tokenizer = looked_up(AutoTokenizer.from_pretrained, name, cache_dir)
+            # False said, or transformers asks the terminal whether to run what came with a file.
+            tokenizer = looked_up(
+                AutoTokenizer.from_pretrained, name, cache_dir, trust_remote_code=False
+            )
             model = looked_up(
                 CLIPTextModelWithProjection.from_pretrained, name, cache_dir, use_safetensors=True
             )
@@ -124,6 +130,9 @@ def embedded(texts: Sequence[str], name: str, cache_dir: str | None) -> Tensor:
             with atomic_write(path) as file:
                 file.write(save({"vectors": vectors.contiguous()}))
     try:
-        return load_file(path)["vectors"]
-    except (SafetensorError, KeyError, OSError) as error:
+        vectors = load_file(path)["vectors"]
+        if len(vectors) != len(texts):
+            raise ValueError(f"{len(vectors)} vectors of {len(texts)} captions")
+        return vectors
+    except (SafetensorError, KeyError, OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}): delete it, and it is made anew") from error

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.errors import InputError
+from runtime.untrusted import name_inside, read_text
 
 from .sources import FileSource, Where, given_folder, image_files, sha256_over
 
@@ -25,7 +26,7 @@ class TinyImageNet(FileSource):
     def __init__(self, where: Where) -> None:
         root = given_folder(where)
         check_layout(root)
-        wnids = sorted({line.strip() for _, line in lines_of(root / "wnids.txt")})
+        wnids = read_wnids(root / "wnids.txt")
         if not wnids:
             raise InputError(f"{root / 'wnids.txt'} names no class: unpack {FOLDER}.zip again")
         collect = held_out_files if where.held_out else train_files
@@ -35,6 +36,18 @@ class TinyImageNet(FileSource):
     def fingerprint(self) -> str:
         """Of the classes too: those of val/ are not part of the names."""
         return sha256_over(super().fingerprint().encode(), self.labels)
+
+
+def read_wnids(path: Path) -> list[str]:
+    """
+    Raises:
+        InputError: not there, or one is no name of a folder.
+    """
+    wnids = sorted({line.strip() for _, line in lines_of(path)})
+    try:
+        return [name_inside(wnid) for wnid in wnids]
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def check_layout(root: Path) -> None:
@@ -107,8 +120,8 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
         InputError: there is no such file, or it is no text.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read ({reason}): --data-path needs {LAYOUT}") from error
     for number, line in enumerate(text.splitlines(), start=1):

@@ -24,7 +24,7 @@ from .audio import SAMPLES, AudioDomain
 from .decoding import Unreadable
 from .jamendo import Recordings
 from .latents import StoredCodec
-from .oobleck import CHUNK, OVERLAP, OobleckCodec, OobleckConfig
+from .oobleck import CHUNK, OVERLAP, OobleckCodec, OobleckConfig, check_form
 from .ragged_store import SHARD_SIZE, RaggedEncoder, RaggedEncoding, RaggedStore, Whole
 from .store import (
     Arrays,
@@ -65,8 +65,9 @@ class TrackEncoding(RaggedEncoding):
     overlap: int = OVERLAP
 
     def check(self) -> None:
-        if min(self.form) < 1 or not 0 < self.held_out < self.count:
-            raise ValueError("sizes are 1 or more, and some of the tracks are held out")
+        check_form(self.form)
+        if not 0 < self.held_out < self.count:
+            raise ValueError("some of the tracks are held out")
 
     @property
     def row(self) -> tuple[int]:

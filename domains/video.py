@@ -5,14 +5,13 @@ Whether videos are files or were encoded before (frame_store.py), a `VideoSource
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,21 +19,24 @@ from torch import Tensor
 
 from runtime.errors import InputError
 from runtime.random import generator
+from runtime.untrusted import json_of
 
 from .clips import Cut, decoded, save_clips, whole
 from .codecs import PIXELS, Codec, PixelCodec, VAECodec, latent_shape
-from .decoding import Unreadable
+from .decoding import Found, Unreadable, readable
 from .domain import Batch, Domain, check_class_count
 from .order import Draws
-from .sources import NoHeldOut, Where, given_folder
+from .sources import NoHeldOut, Where, folders_below, given_folder
 
 CLEVRER = "video_train/video_00000-01000/video_00000.mp4"
-CLEVRER_NAME = re.compile(r"video_(\d+)\.mp4")
+CLEVRER_NAME = re.compile(r"video_([0-9]{1,18})\.mp4")
 CLEVRER_PARTS = {"train": range(10_000), "validation": range(10_000, 15_000)}  # by their numbers
 LABELS = "labels.json"  # of videos in CLEVRER's layout that have classes; CLEVRER's own have none
 
 SSV2_VIDEOS = "20bn-something-something-v2"
 SSV2_LISTS = ("something-something-v2-{}.json", "labels/{}.json")  # by 20BN, by Qualcomm
+MOST_DIGITS = 20  # of a video's number
+MOST_CAPTION = 10_000  # bytes; networks read some hundred words
 PARTS = {False: "train", True: "validation"}  # held out? -> part
 
 
@@ -58,7 +60,7 @@ def clevrer(where: Where) -> Videos:
     root, part = given_folder(where), PARTS[where.held_out]
     found = {
         int(match[1]): Path(base, name)
-        for base, _, names in os.walk(root, followlinks=True)
+        for base, names in folders_below(root)
         for name in names
         if (match := CLEVRER_NAME.fullmatch(name))
     }
@@ -87,7 +89,7 @@ def read_labels(path: Path, names: Sequence[str]) -> tuple[list[int], tuple[str,
     try:
         classes, numbers = tuple(map(str, content["classes"])), content["videos"]
         labels = [numbers[name] for name in names]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise InputError(
             f'{path}: {error} is missing; expected {{"classes": [name, ...], "videos": '
             '{"video_00000": number of its class, ...}}'
@@ -105,8 +107,8 @@ def listed(path: Path):
         InputError: it cannot be read.
     """
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return json_of(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error})") from error
 
 
@@ -137,13 +139,18 @@ def read_ssv2(data_path: str | Path, part: str) -> list[tuple[Path, str]]:
     found = []
     for number, entry in enumerate(entries):
         texts = [entry.get(key) if isinstance(entry, dict) else None for key in ("id", "label")]
-        if not all(isinstance(text, str) for text in texts) or not texts[0].isdigit():
+        # "²" is a digit, too, and no number; a text is kept as bytes, all as long as the longest.
+        number_and_text = all(isinstance(text, str) for text in texts) and (
+            texts[0].isascii() and texts[0].isdigit() and len(texts[0]) <= MOST_DIGITS
+        )
+        if not number_and_text or len(texts[1].encode(errors="replace")) > MOST_CAPTION:
             keys = ", ".join(map(str, entry)) if isinstance(entry, dict) else repr(entry)[:40]
             raise InputError(
                 f"{path}, entry {number} has {keys}; an entry of SSv2 has id, a number as a "
                 "string, and label, a text"
             )
-        found.append((root / SSV2_VIDEOS / f"{texts[0]}.webm", texts[1]))
+        caption = texts[1].encode(errors="replace").decode()  # half a letter cannot be written
+        found.append((root / SSV2_VIDEOS / f"{texts[0]}.webm", caption))
     folder = root / SSV2_VIDEOS
     there = set(os.listdir(folder)) if folder.is_dir() else set()
     missing = [video for video, _ in found if video.name not in there]
@@ -241,24 +248,31 @@ def place_of(seed: int, index: int) -> float:
 
 
 class Clips(torch.utils.data.Dataset):
-    """A clip of a video, where its Draws say: uint8 (B, C, T, H, W), or its frames' moments."""
+    """A clip of a video, where its Draws say: uint8 (B, C, T, H, W), or what is stored of it."""
 
-    def __init__(self, source: ClipSource) -> None:
-        self.source, self.decodes = source, source.decodes
+    def __init__(self, source: ClipSource, *, skip_corrupt: bool) -> None:
+        self.source, self.skip_corrupt = source, skip_corrupt
+        self.decodes = source.decodes
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitems__(self, draws: Draws) -> Batch:
-        clips = []
-        for index, seed in zip(draws.index.tolist(), draws.seed.tolist(), strict=True):
-            try:
-                clips.append(self.source.read(index, place_of(seed, index)))
-            except Unreadable as error:
-                return Batch.failed(str(error))
-        y, index = self.source.labels[draws.index], draws.index
-        raw, y, index = map(torch.from_numpy, (np.stack(clips), y, index))
-        return Batch(raw, y, index, problems=[])
+        pairs = zip(draws.index.tolist(), draws.seed.tolist(), strict=True)
+        try:
+            found = [self.read(index, seed) for index, seed in pairs]
+        except Unreadable as error:
+            return Batch.failed(str(error))
+        index = np.array([one.index for one in found])
+        raw, y = np.stack([one.sample for one in found]), self.source.labels[index]
+        problems = [sentence for one in found for sentence in one.problems]
+        return Batch(*map(torch.from_numpy, (raw, y, index)), problems)
+
+    def read(self, wanted: int, seed: int) -> Found:
+        def clip(index: int) -> np.ndarray:
+            return self.source.read(index, place_of(seed, index))
+
+        return readable(clip, wanted, len(self), "videos", skip_corrupt=self.skip_corrupt)
 
 
 class FrameCodec:
@@ -301,6 +315,7 @@ class VideoSource(Protocol):
     vae: str
     frame_shape: tuple[int, ...]  # of a frame in the model's input, (C, h, w)
     codec: Codec
+    skip_corrupt: bool  # go on without unreadable videos
 
     def clips(self, cut: Cut, *, held_out: bool, labeled: bool) -> ClipSource:
         """
@@ -317,22 +332,22 @@ class Folder:
 
     Args:
         find: the files.
-        skip_corrupt: where whole videos are encoded, leave unreadable ones out.
+        size: height and width of frames, for a VAE those of a square.
     """
 
     stored_in = None
 
     def __init__(
-        self, name: str, find: Callable[[Where], Videos], *, image_size: int, channels: int,
+        self, name: str, find: Callable[[Where], Videos], *, size: tuple[int, int], channels: int,
         vae: str, data_path: str | None, cache_dir: str | None, skip_corrupt: bool,
     ) -> None:  # fmt: skip
-        self.name, self.find, self.image_size = name, find, image_size
+        self.name, self.find, self.image_size = name, find, size[0]
         self.vae, self.data_path, self.cache_dir = vae, data_path, cache_dir
         self.skip_corrupt, self.called = skip_corrupt, f"{name} in {data_path}"
         if vae == PIXELS:
-            self.frame_shape = (channels, image_size, image_size)
+            self.frame_shape = (channels, *size)
         else:
-            self.frame_shape = latent_shape(vae, image_size, cache_dir)
+            self.frame_shape = latent_shape(vae, size[0], cache_dir)
 
     @cached_property
     def codec(self) -> Codec:
@@ -348,9 +363,9 @@ class Folder:
 
 
 def videos(
-    name: str, source: Callable[[Where], Videos], *, image_size: int, num_classes: int | None,
-    vae: str, num_frames: int, frame_stride: int, channels: int = 3, holds: bool = False,
-    data_path: str | None, cache_dir: str | None, skip_corrupt: bool, **_,
+    name: str, source: Callable[[Where], Videos], *, image_size: int | tuple[int, int],
+    num_classes: int | None, vae: str, num_frames: int, frame_stride: int, channels: int = 3,
+    holds: bool = False, data_path: str | None, cache_dir: str | None, skip_corrupt: bool, **_,
 ) -> "VideoDomain":  # fmt: skip
     """The domain of files, from resolved flags.
 
@@ -359,30 +374,21 @@ def videos(
     """
     if vae != PIXELS and channels != 3:
         raise InputError(f"--vae {vae} needs color videos; for {name} use --vae {PIXELS}")
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     folder = Folder(
-        name, source, image_size=image_size, channels=channels, vae=vae, data_path=data_path,
+        name, source, size=size, channels=channels, vae=vae, data_path=data_path,
         cache_dir=cache_dir, skip_corrupt=skip_corrupt,
     )  # fmt: skip
-    cut = Cut(num_frames, frame_stride, (image_size, image_size), channels, holds)
+    cut = Cut(num_frames, frame_stride, size, channels, holds)
     return VideoDomain.create(name, folder, cut, num_classes)
 
 
 @dataclass(frozen=True)
-class VideoDomain(Domain):
-    """Clips of a few frames, each frame encoded where there is a VAE."""
+class ClipDomain(Domain):
+    """Clips of videos."""
 
-    source: VideoSource
+    source: Any  # what is cut, a VideoSource or a CaptionedSource
     cut: Cut
-    asked_classes: int | None = None  # None: as many as the data have
-
-    @classmethod
-    def create(
-        cls, name: str, source: VideoSource, cut: Cut, num_classes: int | None
-    ) -> "VideoDomain":
-        channels, *axes = source.frame_shape
-        raw_shape = (cut.channels, cut.frames, *cut.size)
-        shape = (channels, cut.frames, *axes)
-        return cls(name, raw_shape, shape, source.vae, source, cut, num_classes)
 
     @property
     def num_frames(self) -> int:
@@ -399,6 +405,31 @@ class VideoDomain(Domain):
     @property
     def stored_in(self) -> str | None:
         return self.source.stored_in
+
+    def arrays(self, raw: Tensor) -> np.ndarray:
+        """uint8 (B, T, H, W, C)."""
+        return raw.permute(0, 2, 3, 4, 1).cpu().numpy()
+
+    def save_grid(self, raw: Tensor, path: str | Path, **_) -> None:
+        """A row of frames per clip, and the clips beside each other as an mp4, NAME.mp4."""
+        save_clips(raw, Path(path))
+
+
+@dataclass(frozen=True)
+class VideoDomain(ClipDomain):
+    """Clips of a few frames, each frame encoded where there is a VAE."""
+
+    source: VideoSource
+    asked_classes: int | None = None  # None: as many as the data have
+
+    @classmethod
+    def create(
+        cls, name: str, source: VideoSource, cut: Cut, num_classes: int | None
+    ) -> "VideoDomain":
+        channels, *axes = source.frame_shape
+        raw_shape = (cut.channels, cut.frames, *cut.size)
+        shape = (channels, cut.frames, *axes)
+        return cls(name, raw_shape, shape, source.vae, source, cut, num_classes)
 
     @property
     def num_classes(self) -> int:
@@ -427,15 +458,7 @@ class VideoDomain(Domain):
         return found
 
     def train_set(self, *, augment: bool = True) -> Clips:
-        return Clips(self.train_source)
+        return Clips(self.train_source, skip_corrupt=self.source.skip_corrupt)
 
     def held_out_set(self) -> Clips:
-        return Clips(self.clips(held_out=True))
-
-    def arrays(self, raw: Tensor) -> np.ndarray:
-        """uint8 (B, T, H, W, C)."""
-        return raw.permute(0, 2, 3, 4, 1).cpu().numpy()
-
-    def save_grid(self, raw: Tensor, path: str | Path, **_) -> None:
-        """A row of frames per clip, and the clips beside each other as an mp4, NAME.mp4."""
-        save_clips(raw, Path(path))
+        return Clips(self.clips(held_out=True), skip_corrupt=self.source.skip_corrupt)

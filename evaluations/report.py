@@ -23,8 +23,9 @@ from runtime import distributed
 from runtime.config import checked
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.files import atomic_write, read_json, write_json
+from runtime.files import atomic_write, write_json
 from runtime.text import columns
+from runtime.untrusted import read_json
 
 UNBIASED = {"debiased_cka", "cknna"}
 SHOWN = {  # score -> what people call it
@@ -210,8 +211,8 @@ def page_of(
     noise = found[0]["view"].get("noise")
     shown = "" if noise is None else f", {noise:.0%} noise, {found[0]['view']['label']} label"
     parts = [
-        f"<p>{found[0]['data']}{shown}. {html.escape('; '.join(numbered(found)))}. Dashed lines "
-        "are means over the blocks.</p>\n",
+        f"<p>{html.escape(found[0]['data'])}{shown}. {html.escape('; '.join(numbered(found)))}. "
+        "Dashed lines are means over the blocks.</p>\n",
         pages.table(*rows_of(found)), pages.inlined(curves),
         "<h2>PCA maps</h2>\n", *map(pages.inlined, pictures),
         "<h2>Blocks among themselves</h2>\n", *map(pages.inlined, alike),

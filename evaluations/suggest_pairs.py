@@ -70,10 +70,12 @@ def suggested(study: Study, flags: Flags) -> dict[str, Any]:
     """What the JSON holds; the same on all ranks.
 
     Raises:
-        InputError: one block alone, or images without classes.
+        InputError: too few blocks for a pair, or images without classes.
     """
     with asked_of_user(about=study.subject.name):
         paper = default_pair(len(study.subject.blocks))
+        if not admissible_pairs(len(study.subject.blocks)):
+            raise ValueError(f"of {len(study.subject.blocks)} blocks section 3.4 allows no pair")
     accuracy, tested = qualities(study, flags.images)
     pairs = ranked(accuracy, tested)
     return {

@@ -15,7 +15,8 @@ import tyro
 
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.files import read_json, write_json
+from runtime.files import write_json
+from runtime.untrusted import read_json
 
 from .runs import ROOT
 from .table import Result, read, run_folders

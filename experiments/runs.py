@@ -1,7 +1,6 @@
 """One run of a sweep: train, held-out loss, sample, score; each step once, whatever gets killed."""
 
 import fcntl
-import json
 import os
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from runtime import checkpoint
 from runtime.errors import InputError
 from runtime.files import write_json
+from runtime.untrusted import read_json
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
@@ -75,7 +75,9 @@ class Planned:
         """
         if not self.path.exists() or not any(self.folder.glob("*/checkpoints/*.pt")):
             return
-        there = json.loads(self.path.read_text())["commands"]
+        there = read_json(self.path).get("commands")
+        if not isinstance(there, list):
+            raise InputError(f"{self.path} is no record of a sweep: it has no commands")
         for ours, theirs in zip(self.record["commands"], there, strict=False):
             if ours != theirs:
                 raise InputError(

@@ -102,10 +102,14 @@ SCORINGS: dict[str, Scoring] = {  # --dataset_name -> its own; all others as the
     "instruments": Scoring(256, 64, 25, "instruments", "classifier"),
     "mtg-jamendo": Scoring(10_000, 50, None, "mtg-jamendo", "clap:laion/larger_clap_music"),
     "moving": Scoring(500, 50, 25, "moving", "classifier"),
-    # FVD of as many clips as the validation part has videos.
+    # FVD of as many clips as CLEVRER's validation part has videos; of SSv2's it is the first ones.
     "clevrer": Scoring(5000, 8, None, "clevrer", "i3d:i3d_torchscript.pt", held_out=True),
+    "ssv2": Scoring(5000, 2, None, "ssv2", "i3d:i3d_torchscript.pt", held_out=True),
     "humanml3d": MotionScoring(20 * REPLICATION, 64, None, "motion-diffusion-model"),
 }
+
+# Networks that others trained are sampled as they say: --model -> --protocol.
+PROTOCOL_OF = {"Wan2.1": "wan", "CogVideoX": "cogvideox"}
 
 
 def classifier_file(results: Path, dataset: str) -> Path:

@@ -19,7 +19,7 @@ import tyro
 
 from layersync import default_pair
 from methods import check_flags
-from models import architecture
+from models import KINDS, architecture
 from runtime import config as flags_of
 from runtime.checkpoint import run_label
 from runtime.config import TrainConfig
@@ -41,7 +41,7 @@ from .runs import (
     spread,
     typed,
 )  # fmt: skip
-from .scoring import PAPER, SCORINGS, Scoring, data_words
+from .scoring import PAPER, PROTOCOL_OF, SCORINGS, Scoring, data_words
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Experiment:
     title: str  # what it shows, for the report
     presets: tuple[str, ...]  # the paper's
     runs: Callable[[Setting], Sequence[Run]]  # the first one is the baseline of the others
-    protocol: str = "paper-ode"  # of sample_ddp.py
+    protocol: str = "paper-ode"  # of sample_ddp.py, but of networks with their own
     # Ways of sampling every trained model: name -> more flags of sample_ddp.py.
     samplings: Callable[[Setting], dict[str, tuple[str, ...]]] = lambda setting: {"samples": ()}
     prepare: Callable[[Setting], list[Step]] | None = None  # what its runs need besides
@@ -186,12 +186,21 @@ def device_words(flags: SweepFlags) -> list[str]:
 
 def setting_of(preset: str, config: TrainConfig, results: Path) -> Setting:
     with asked_of_user():
-        depth = architecture(config.model, depth=config.depth)["depth"]
+        depth = depth_of(config)
         student, teacher = default_pair(depth)
     return Setting(
         preset, config.dataset_name, config.data_path, results, depth, config.max_steps,
         config.encoder_depth or student, config.gt_encoder_depth or teacher,
     )  # fmt: skip
+
+
+def depth_of(config: TrainConfig) -> int:
+    """
+    Raises:
+        ValueError: an unknown --model, or one that has no --depth.
+    """
+    found = architecture(config.model, depth=config.depth)
+    return KINDS[config.model].depth if config.model in KINDS else found["depth"]
 
 
 def scoring_of(config: TrainConfig, flags: SweepFlags) -> tuple[Scoring, list[Step]]:
@@ -252,7 +261,8 @@ def planned(
         Step("heldout", [*heldout, *common], held_out),
     ]
     for way, own in experiment.samplings(setting).items():
-        sample = ["sample_ddp.py", "--protocol", experiment.protocol, "--ckpt", str(ckpt), *own]
+        protocol = PROTOCOL_OF.get(config.model, experiment.protocol)
+        sample = ["sample_ddp.py", "--protocol", protocol, "--ckpt", str(ckpt), *own]
         sample += [*scoring.sample_words(), "--global-seed", str(run.seed)]
         sample += ["--sample-dir", str(folder), "--name", way, *common]
         score = [*scoring.score_words(folder / f"{way}.npz", config), *device_words(flags)]

@@ -4,7 +4,6 @@ python -m experiments.table results/experiments/table6 --out report
 """
 
 import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,18 @@ from evaluations.motion.report import NAMES as OF_MOTION
 from runtime import checkpoint
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.files import atomic_write, read_json
+from runtime.files import atomic_write
+from runtime.untrusted import parsed, read_json, read_text
 
 NAMES = OF_IMAGES | OF_MOTION
 HELD_OUT = "held-out loss"
 # What a log line has besides losses and scores: it depends on the machine, not on the method.
 OF_THE_MACHINE = {"images_per_second", "mfu", "data_wait", "seconds_left", "skipped"}
+
+
+RECORD = dict(
+    experiment=str, preset=str, name=str, index=int, seed=int, commands=list, paper=dict,
+)  # fmt: skip  # what a run's own file has at least
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,9 @@ def read_run(folder: Path) -> Result:
         InputError: a file in it is not what a sweep writes there.
     """
     record = read_json(folder / "run.json")
-    missing = {"experiment", "preset", "name", "index", "seed", "commands", "paper"} - record.keys()
-    if missing:
-        raise InputError(f"{folder / 'run.json'} is no record of a sweep: it has no {min(missing)}")
+    wrong = [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]
+    if wrong:
+        raise InputError(f"{folder / 'run.json'} is no record of a sweep: it has no {min(wrong)}")
     scores: dict[str, float] = {}
     if (folder / "heldout.json").exists():
         content = read_json(folder / "heldout.json")
@@ -107,8 +112,13 @@ def read_run(folder: Path) -> Result:
 
 def log_rows(path: Path) -> list[dict[str, float]]:
     """The lines of a log; one that a killed process left unfinished is not there yet."""
-    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
-    return [flattened(json.loads(line)) for line in whole.splitlines()]
+    if not path.exists():
+        return []
+    try:
+        whole = read_text(path).rpartition("\n")[0]
+        return [flattened(parsed(line)) for line in whole.splitlines()]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is no log of train.py ({error})") from error
 
 
 def flattened(row: dict[str, Any], prefix: str = "") -> dict[str, float]:

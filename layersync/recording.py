@@ -22,9 +22,8 @@ def find_blocks(model: nn.Module, *names: str) -> list[nn.Module]:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, filter(None, known), n=3, cutoff=0)
-            raise ValueError(
-                f"no module {name!r} in {type(model).__name__}: near are {', '.join(near)}"
-            )
+            nearest = f"near are {', '.join(near)}" if near else "it has no modules inside"
+            raise ValueError(f"no module {name!r} in {type(model).__name__}: {nearest}")
         module = known[name]
         blocks.extend(module if isinstance(module, (nn.ModuleList, nn.Sequential)) else [module])
     return blocks
@@ -53,8 +52,9 @@ def record_blocks(
             returns a tuple is represented by the only tensor (B, N, D) of the tuple.
 
     Raises:
-        ValueError: a number outside the blocks; a block whose output has no (B, N, D) tensor, or
-            several; reentrant checkpointing, which would cut the features from the graph.
+        ValueError: a number outside the blocks; a block that runs twice; one whose output has no
+            (B, N, D) tensor, or several; reentrant checkpointing, which would cut the features
+            from the graph; `tokens` that fails on what a block returns.
     """
     for number in numbers:
         if not 1 <= number <= len(modules):
@@ -71,7 +71,14 @@ def record_blocks(
                     f"block {number} ran without gradients inside record_blocks: use "
                     "checkpoint(..., use_reentrant=False), or close the `with` before no_grad code"
                 )
-            blocks[number] = only_tokens(number, tokens(output) if tokens else output)
+            if number in blocks:
+                if is_recomputed():
+                    return
+                raise ValueError(
+                    f"block {number} ran twice inside one record_blocks, and the features of which "
+                    "time are meant is unclear: open a `with` for every forward pass"
+                )
+            blocks[number] = only_tokens(number, chosen(number, output, tokens))
 
         return hook
 
@@ -80,6 +87,23 @@ def record_blocks(
             handle = modules[number - 1].register_forward_hook(hook_of(number))
             stack.callback(handle.remove)
         yield blocks
+
+
+def is_recomputed() -> bool:
+    """Whether this runs within a backward pass, as activation checkpointing makes forwards run."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def chosen(number: int, output: Any, tokens: Callable[[Any], Any] | None) -> Any:
+    """What `tokens` picks out of a block's output."""
+    if tokens is None:
+        return output
+    try:
+        return tokens(output)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"tokens=... fails on what block {number} returns, a {type(output).__name__} ({error})"
+        ) from error
 
 
 def only_tokens(number: int, output: Any) -> Tensor:

@@ -1,6 +1,5 @@
 """Features of a data set in a folder: the targets of --loss-type external."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from domains.image_store import MomentStore
 from domains.images import ImageDomain
 from domains.latents import LatentDomain
 from runtime.errors import InputError
+from runtime.untrusted import json_of, read_array, shown
 
 FORMAT = "layersync features 1"
 CARD, VALUES = "features.json", "features.npy"
@@ -48,16 +48,18 @@ class FeatureStore:
     def __init__(self, folder: str, domain: Domain) -> None:
         path = Path(folder)
         try:
-            content = json.loads((path / CARD).read_text())
+            content = json_of(path / CARD)
             content["shape"] = tuple(int(size) for size in content["shape"])
             self.card = Card(**content)
+            if not isinstance(self.card.made_by, str):
+                raise ValueError(f"made_by is {shown(self.card.made_by)}")
             if self.card.format != FORMAT or len(self.card.shape) not in (1, 2):
                 raise ValueError(f"{self.card.format} of shape {self.card.shape}")
-            self.values = np.load(path / VALUES, mmap_mode="r", allow_pickle=False)
+            self.values = read_array(path / VALUES, mapped=True)
             expected = (self.card.count, self.card.flips, *self.card.shape)
             if self.values.shape != expected or self.values.dtype.kind != "f":
                 raise ValueError(f"{VALUES} is {self.values.dtype} {self.values.shape}")
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{folder} holds no features of methods.features ({error})") from error
         theirs = fingerprint_of(domain)
         if None not in (theirs, self.card.data_set) and theirs != self.card.data_set:

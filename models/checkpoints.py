@@ -1,6 +1,7 @@
 """From tensors to a network: what a file of SiT, LayerSync, REPA or MDM says of what it holds."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from .sit import SIZES, SiT
 
 # (depth, width) -> heads, which no tensor tells.
 HEADS = {(size["depth"], size["hidden_size"]): size["num_heads"] for size in SIZES.values()}
+DEPTHS = ("depth", "num_layers")  # each block has a tensor
+LARGEST = 2**26  # of a network's sizes
 # Training-only parts of other methods' files: REPA's projectors, SRA's head.
 FOREIGN = ("projectors.", "ap_head.")
 
@@ -108,9 +111,44 @@ FAMILIES = (
 
 
 def family_of(weights: dict[str, Tensor]) -> Family:
-    return next(
-        family for family in FAMILIES if any(name.startswith(family.tensor) for name in weights)
-    )
+    *others, sit = FAMILIES
+    own = (family for family in others if any(name.startswith(family.tensor) for name in weights))
+    return next(own, sit)
+
+
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Around what takes weights and an architecture at their word.
+
+    Raises:
+        ValueError: they are no model's, or not of one model.
+    """
+    try:
+        yield
+    except (
+        TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"its stored architecture is not that of its tensors ({reason})"
+        ) from error
+
+
+def check_sizes(config: Any, tensors: int, name: str = "") -> None:
+    """
+    Raises:
+        ValueError: more blocks than tensors, or a size that no network has.
+    """
+    if isinstance(config, dict):
+        for key, value in config.items():
+            check_sizes(value, tensors, str(key))
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            check_sizes(value, tensors)
+    elif isinstance(config, (int, float)) and name != "lora_alpha":
+        most = tensors if name in DEPTHS else LARGEST
+        if not abs(config) <= most:
+            raise ValueError(f"its stored architecture has {name or 'a size'} {config:g}")
 
 
 def load(
@@ -131,13 +169,12 @@ def load(
         ValueError: naming the first tensor that does not fit.
     """
     family = family_of(weights)
-    config = config or family.architecture_of(weights, args or {})
-    own = family.own_weights(weights, reversed_time)
-    try:
+    with told_apart():
+        config = config or family.architecture_of(weights, args or {})
+        check_sizes(config, len(weights))
+        own = family.own_weights(weights, reversed_time)
         with torch.device("meta"):
             model = family.network(**config)
-    except TypeError as error:
-        raise ValueError(f"its stored architecture is not that of its tensors ({error})") from error
     check_state(model, own)
     model.load_state_dict(own, assign=True)  # no time spent on initial values
     model.restore_rest()
@@ -175,7 +212,8 @@ def adapt(
         ValueError: a difference that fine-tuning cannot bridge, naming the tensor.
     """
     family = family_of(weights)
-    weights = family.own_weights(weights, reversed_time)
+    with told_apart():
+        weights = family.own_weights(weights, reversed_time)
     left = depth_of(weights, family.blocks) - len(set(pruned))
     weights = without_blocks(weights, pruned, family.blocks)
     if pruned and left != model.depth:
@@ -184,14 +222,15 @@ def adapt(
         )
     fresh = model.state_dict()
     table, positions = "y_embedder.embedding_table.weight", "pos_embed"
-    if table in fresh and table not in weights:
-        weights[table] = fresh[table]
-    elif table in weights and table not in fresh:
-        del weights[table]
-    elif table in fresh and weights[table].shape[0] != fresh[table].shape[0]:
-        weights[table] = torch.cat([fresh[table][:-1], weights[table][-1:]])
-    if positions in weights and weights[positions].shape[1] != fresh[positions].shape[1]:
-        weights[positions] = resample_positions(weights[positions], model.grid)
+    with told_apart():
+        if table in fresh and table not in weights:
+            weights[table] = fresh[table]
+        elif table in weights and table not in fresh:
+            del weights[table]
+        elif table in fresh and weights[table].shape[0] != fresh[table].shape[0]:
+            weights[table] = torch.cat([fresh[table][:-1], weights[table][-1:]])
+        if positions in weights and weights[positions].shape[1] != fresh[positions].shape[1]:
+            weights[positions] = resample_positions(weights[positions], model.grid)
     check_state(model, weights)
     return weights
 

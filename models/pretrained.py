@@ -21,7 +21,6 @@ from .denoiser import Denoiser, Output, Task
 WAN_TOKENS = 512  # of a text in Wan's pipeline, padded by zeros; CogVideoX's config has its own
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "pytorch_lora_weights.safetensors"  # the name by which diffusers looks for it
-INSTALL = "pip install '.[finetune]'"
 
 
 def wan(network: nn.Module, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
@@ -40,6 +39,7 @@ class Kind(NamedTuple):
 
     network: str  # its class
     hub_id: str
+    depth: int  # of the published network
     blocks: str  # its list of blocks
     feed_forward: tuple[str, ...]  # what of a block LoRA adapts besides attention
     objective: tuple[str, str]  # the path that it was trained on, and what it predicts
@@ -49,11 +49,11 @@ class Kind(NamedTuple):
 
 KINDS = {
     "Wan2.1": Kind(
-        "WanTransformer3DModel", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "blocks",
+        "WanTransformer3DModel", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 30, "blocks",
         ("ffn.net.0.proj", "ffn.net.2"), ("Linear", "velocity"), wan,
     ),
     "CogVideoX": Kind(
-        "CogVideoXTransformer3DModel", "zai-org/CogVideoX-2b", "transformer_blocks",
+        "CogVideoXTransformer3DModel", "zai-org/CogVideoX-2b", 30, "transformer_blocks",
         ("ff.net.0.proj", "ff.net.2"), ("CogVideoX", "v_prediction"), cogvideox,
         itemgetter(0),  # beside the text's
     ),
@@ -127,9 +127,11 @@ class Pretrained(Denoiser):
         try:
             from peft import LoraConfig
         except ImportError as error:
+            from runtime import hub
+
             raise ValueError(
-                f"--lora-rank {self.rank} needs peft ({error}): {INSTALL}, or give 0 to train the "
-                "whole network"
+                f"--lora-rank {self.rank} needs peft ({error}): {hub.FINETUNE}, or give 0 to "
+                "train the whole network"
             ) from error
         targets = [*ATTENTION, *self.kind.feed_forward]
         return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets)
@@ -282,7 +284,9 @@ def class_of(kind: str) -> type[nn.Module]:
 
         return getattr(diffusers, KINDS[kind].network)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--model {kind} needs diffusers ({error}): {INSTALL}") from error
+        from runtime import hub
+
+        raise ValueError(f"--model {kind} needs diffusers ({error}): {hub.FINETUNE}") from error
 
 
 def read_config(kind: str, pretrained: str) -> dict[str, Any]:
@@ -291,7 +295,7 @@ def read_config(kind: str, pretrained: str) -> dict[str, Any]:
     Raises:
         ValueError: nothing there, or another network.
     """
-    config = looked_up(class_of(kind).load_config, kind, pretrained)
+    config = opened(class_of(kind).load_config, kind, pretrained)
     found = config.get("_class_name")
     if found != KINDS[kind].network:
         raise ValueError(
@@ -310,7 +314,7 @@ def read_network(kind: str, pretrained: str, dtype: torch.dtype) -> nn.Module:
     Raises:
         ValueError: not to be had here, or incomplete.
     """
-    network, report = looked_up(
+    network, report = opened(
         class_of(kind).from_pretrained, kind, pretrained, torch_dtype=dtype,
         use_safetensors=True, output_loading_info=True,
     )  # fmt: skip
@@ -322,25 +326,20 @@ def read_network(kind: str, pretrained: str, dtype: torch.dtype) -> nn.Module:
     return network.train()
 
 
-def looked_up(load: Callable[..., Any], kind: str, pretrained: str, **options: Any) -> Any:
-    """`load` from a folder, else from Hugging Face's cache, else from the hub.
+def opened(load: Callable[..., Any], kind: str, pretrained: str, **options: Any) -> Any:
+    """What `load` makes of a transformer's folder, or of the one in a pipeline, here or on the hub.
 
     Raises:
         ValueError: it is nowhere, or cannot be read.
     """
     from safetensors import SafetensorError
 
-    from runtime.hub import hub_answers
+    from runtime import hub
 
     alone = (Path(pretrained) / "config.json").is_file()  # a transformer, no pipeline around it
     options |= {} if alone else {"subfolder": "transformer"}
     try:
-        try:
-            return load(pretrained, local_files_only=True, **options)
-        except OSError:
-            if Path(pretrained).is_dir() or not hub_answers():
-                raise
-            return load(pretrained, **options)
+        return hub.looked_up(load, pretrained, **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(

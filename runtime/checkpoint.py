@@ -3,18 +3,22 @@
 import argparse
 import pickle
 import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from .errors import InputError
-from .files import atomic_write, read_json
+from .errors import InputError, is_plain
+from .files import discard_rests, open_patiently, retried, write_patiently
+from .tensors import read_tensors
+from .untrusted import read_json, shown
 
-# What torch's restricted unpickler raises on bytes that are not a checkpoint.
-BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)
 # MDM's files have nothing but weights, and its flags in args.json beside them.
 MDM_WEIGHTS = "input_process.poseEmbedding.weight"
 MDM_ARGS = dict(dataset_name="humanml3d", model="MDM", prediction="data")
@@ -28,7 +32,17 @@ REPA_NAMES = {
     "path_type": {"linear": "Linear", "cosine": "GVP"},
     "prediction": {"v": "velocity"},
 }
+# The flags of a checkpoint that its reader goes by; None stands for one that was not given.
+READ = {
+    "dataset_name": str, "model": str, "vae": str, "text_encoder": str, "path_type": str,
+    "prediction": str, "image_size": int, "num_frames": int, "frame_stride": int,
+    "sample_eps": float, "time_shift": float,
+}  # fmt: skip
 RUN_NAME = re.compile(r"(\d{3,})-(.+)")
+
+
+class Damaged(InputError):
+    """A file that does not hold what was written, or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Checkpoint:
     regulariser: dict[str, Tensor] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)  # what made the model's inputs
     targets: dict[str, Any] = field(default_factory=dict)  # who made the features aligned to
+    guard: dict[str, Any] = field(default_factory=dict)  # steps skipped, and the like
     args: dict[str, Any] = field(default_factory=dict)
     architecture: dict[str, Any] | None = None  # arguments of the network; public files lack it
     reversed_time: bool = False  # its flags are REPA's: t = 0 is data
@@ -49,13 +64,36 @@ class Checkpoint:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    with atomic_write(path) as file:
-        torch.save(state, file)
+    """
+    Raises:
+        OSError: the file system refuses.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch wraps what the file system says
+            raise next((e for e in causes(error) if isinstance(e, OSError)), error) from None
+
+    write_patiently(path, write)
 
 
-def read(path: str | Path) -> Checkpoint:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what was being handled when it was raised."""
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
+def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
     """Read a checkpoint on the CPU: our layout; SiT's and LayerSync's (args in a Namespace); a bare
     state dict; EMA only; REPA's (`steps`, projectors); safetensors.
+
+    The tensors are mapped: what is used of them is read from disk then, once for all processes of
+    a host.
+
+    Args:
+        verify: compare all of the file with its checksums; another rank may have done so.
 
     Raises:
         InputError: the file is missing, damaged, holds code, or is no checkpoint.
@@ -63,6 +101,8 @@ def read(path: str | Path) -> Checkpoint:
     path = newest(Path(path)) if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist: give --ckpt a file or a run's folder")
+    if verify:
+        check_sums(path)
     content = load_tensors(path)
     if not isinstance(content, dict):
         raise InputError(f"checkpoint {path} holds a {type(content).__name__}, not weights")
@@ -73,11 +113,13 @@ def read(path: str | Path) -> Checkpoint:
     args = content.get("args") or {}
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     parts = {"args": args, "opt": content.get("opt") or {}}
-    for name in ("regulariser", "codec", "targets"):
+    for name in ("regulariser", "codec", "targets", "guard"):
         parts[name] = content.get(name) or {}
-    for name, part in parts.items():
+    architecture = content.get("architecture")
+    for name, part in (parts | {"architecture": architecture or {}}).items():
         if not isinstance(part, dict):
             raise InputError(f"checkpoint {path}: its {name} is a {type(part).__name__}")
+    check_flags(args, parts["targets"], path)
     for name, ours in REPA_NAMES.items():
         if isinstance(args.get(name), str):
             args[name] = ours.get(args[name], args[name])
@@ -87,10 +129,24 @@ def read(path: str | Path) -> Checkpoint:
         model=plain_names(content.get("model") or {}, path),
         ema=plain_names(ema, path),
         **parts,
-        architecture=content.get("architecture"),
+        architecture=architecture,
         reversed_time="enc_type" in args or "proj_coeff" in args,
         step=step_of(content, path),
     )
+
+
+def check_flags(args: dict[str, Any], targets: dict[str, Any], path: Path) -> None:
+    """
+    Raises:
+        InputError: a flag that is read, or the name of a target, is of another type.
+    """
+    for name, kind in READ.items():
+        value = args.get(name)
+        fits = isinstance(value, (int, float) if kind is float else kind) and is_plain(value)
+        if value is not None and not fits:
+            raise InputError(f"checkpoint {path}: its {name} is {shown(value)}")
+    if not all(isinstance(name, str) for name in targets.values()):
+        raise InputError(f"checkpoint {path}: its targets have no names")
 
 
 def averaged(content: dict[str, Any]) -> Any:
@@ -117,32 +173,51 @@ def mdm_content(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return content | {"args": args | MDM_ARGS | {"path_type": f"Cosine-{steps}"}}
 
 
-def load_tensors(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+def check_sums(path: Path) -> None:
+    """Every tensor against the CRC-32 that torch.save stored with it and torch.load ignores.
 
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"checkpoint {path} is damaged: {error}") from error
+    Files that are no archive of torch.save have none.
+
+    Raises:
+        Damaged: bits have changed.
+    """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with open_patiently(path) as file:
+            if not zipfile.is_zipfile(file):
+                return
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type for entry in archive.infolist()):
+                    raise zipfile.BadZipFile("torch.save compresses nothing")
+                changed = archive.testzip()
+    except Exception as error:  # bytes lead zipfile to whatever its parts raise
+        raise Damaged(f"checkpoint {path} is damaged: {error}") from error
+    if changed:
+        raise Damaged(f"checkpoint {path} is damaged: {changed} in it is not what was written")
+
+
+def load_tensors(path: Path) -> Any:
+    """
+    Raises:
+        InputError: it is not there, damaged, or asks for something to be executed.
+    """
+    try:
+        return retried(lambda: read_tensors(path), path)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it asks for {named[1]}" if named else "it is no file of torch.save, or damaged"
         raise InputError(
             f"checkpoint {path} is refused: {what}, and nothing in a checkpoint may be executed"
         ) from error
-    except BROKEN as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise InputError(f"checkpoint {path} is damaged or truncated: {reason}") from error
+    except (OSError, ValueError) as error:
+        raise Damaged(f"checkpoint {path} is damaged or truncated: {error}") from error
 
 
 def plain_names(weights: Any, path: Path) -> dict[str, Tensor]:
     """A state dict without the prefixes that DDP and torch.compile leave."""
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+    fits = isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    )
+    if not fits:
         raise InputError(f"checkpoint {path} holds no state dict of tensors")
     return {
         name.removeprefix("module.").replace("_orig_mod.", ""): value
@@ -201,11 +276,40 @@ def newest(run: Path) -> Path:
     return files[-1]
 
 
+def newest_whole(run: Path) -> tuple[Checkpoint, list[Path]]:
+    """The checkpoint of the highest step that is whole, and the damaged ones after it, which are
+    named on stderr.
+
+    Raises:
+        InputError: there is none.
+    """
+    newest(run)
+    damaged = []
+    for path in reversed(files_of(run)):
+        try:
+            origin = read(path)
+        except Damaged as error:
+            print(f"warning: {error}: the one before it is used", file=sys.stderr, flush=True)
+            damaged.append(path)
+        else:
+            return origin, damaged
+    raise InputError(f"every checkpoint in {run} is damaged: delete that folder to begin anew")
+
+
+def last_good(run: Path) -> str | None:
+    """The path of a run's newest whole checkpoint that was not saved amid skipped steps; None:
+    there is none."""
+    for path in reversed(files_of(run)):
+        with suppress(Damaged):
+            if not read(path).guard.get("in_row"):
+                return str(path)
+    return None
+
+
 def prune(run: Path, keep_last: int, milestone_every: int) -> None:
     """Delete all but the last `keep_last` checkpoints and the milestones (0 keeps all), and what a
     killed process left half-written."""
-    for rest in (run / "checkpoints").glob(".*.tmp"):
-        rest.unlink()
+    discard_rests(run / "checkpoints")
     if keep_last:
         for path in files_of(run)[:-keep_last]:
             if not (milestone_every and int(path.stem) % milestone_every == 0):

@@ -46,7 +46,7 @@ class TrainConfig(TransportFlags):
     num_frames: int | None = None  # video: of a clip; None: the data set's (16 of CLEVRER)
     frame_stride: int | None = None  # video: frames from one of a clip to the next; None: as above
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs, and embedded captions
-    skip_corrupt: bool = False  # replace unreadable images by the next one, and count them
+    skip_corrupt: bool = False  # replace unreadable images and videos by the next one, and count
     hflip: bool = True  # mirror images at random, where the data set allows it (digits do not)
     num_workers: int = 4  # processes per rank that read images
 
@@ -109,14 +109,18 @@ class TrainConfig(TransportFlags):
     lr: float = 1e-4  # AdamW, constant
     weight_decay: float = 0.0  # AdamW
     clip_grad_norm: float = 0.0  # largest gradient norm; 0: no clipping
+    max_skipped: int = 10  # steps in a row that may be skipped as not finite; more: roll back
+    spike_sigma: float = 0.0  # skip a loss this many running deviations above its mean; 0: none
     ema_decay: float = 0.9999  # of the weights that are sampled; short runs want less
     class_dropout_prob: float = 0.1  # share of labels replaced by the null, for guidance
     precision: Literal["fp32", "tf32", "bf16"] | None = None  # None: tf32 on GPU, fp32 on CPU
     compile: Literal["auto", "on", "off"] = "auto"  # block by block; auto: on CUDA only
     attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"  # its kernel
+    deterministic: bool = False  # equal to the bit on one kind of GPU, slower; CPUs always are
     shard: bool = False  # FSDP2: gradients, optimizer and EMA spread over the ranks
     global_seed: int = 0  # of the initial weights, the data order and every random number
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
+    hang_timeout: float = 600.0  # seconds without a step until the job names who is late; 0: none
 
     # output
     results_dir: str = "results"  # runs lie in results/{index}-{model}-{run name}
@@ -148,7 +152,8 @@ class TrainConfig(TransportFlags):
 # and how the run is computed and reported; not what is trained.
 MAY_CHANGE = frozenset(
     "preset data_path cache_dir skip_corrupt num_workers activation_checkpointing compile "
-    "attention shard epochs max_steps device results_dir wandb_run_name wandb tensorboard "
+    "attention deterministic shard hang_timeout max_skipped epochs max_steps device results_dir "
+    "wandb_run_name wandb tensorboard "
     "telemetry_every log_every ckpt_every keep_last milestone_every sample_every cfg_scale "
     "score_every score_samples score_extractor score_reference resume resume_anyway ckpt fine_tune "
     "prune_blocks dry_run plan".split()
@@ -201,7 +206,7 @@ class ExportConfig:
 class SampleFlags:
     ckpt: str | None = None  # checkpoint file, or a run's folder (its newest checkpoint)
     weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
-    protocol: str | None = None  # paper-ode, paper-sde, repa-sde or mdm: sampler and guidance
+    protocol: str | None = None  # paper-ode, paper-sde, repa-sde, mdm, wan or cogvideox
     model: str | None = None  # checked against the checkpoint, which knows its own architecture
     image_size: int | None = None  # checked against the checkpoint
     num_classes: int | None = None  # checked against the checkpoint
@@ -341,13 +346,14 @@ SMALLEST = 1e-30  # "more than 0"
 # Flag -> the smallest and largest value that makes sense, both included.
 RANGES: dict[str, tuple[float, float]] = {
     "image_size": (1, MOST), "num_classes": (0, MOST), "num_workers": (0, 1024),
-    "depth": (1, 10_000), "hidden_size": (2, 10**6), "num_heads": (1, 10**6),
+    "depth": (1, 1000), "hidden_size": (2, 10**6), "num_heads": (1, 10**6),
     "reg_weight": (0, 1e6), "reg_schedule_steps": (0, MOST), "reg_start": (0, MOST),
     "telemetry_every": (0, MOST), "trd_margin": (0, 2), "disp_tau": (SMALLEST, 1e30),
     "velocity_warmup": (0, MOST), "sra_epoch_steps": (0, MOST),
     "epochs": (1, MOST), "max_steps": (1, MOST), "global_batch_size": (1, MOST),
     "grad_accum": (1, MOST), "lr": (0, 1e38), "weight_decay": (0, 1e6),
-    "clip_grad_norm": (0, 1e30), "ema_decay": (0, 1), "class_dropout_prob": (0, 1),
+    "clip_grad_norm": (0, 1e30), "max_skipped": (0, MOST), "spike_sigma": (0, 1e6),
+    "hang_timeout": (0, 1e9), "ema_decay": (0, 1), "class_dropout_prob": (0, 1),
     "global_seed": (-MOST, MOST), "seed": (-MOST, MOST), "cfg_scale": (0, 1e6),
     "log_every": (1, MOST), "ckpt_every": (1, MOST), "sample_every": (0, MOST),
     "score_every": (0, MOST), "score_samples": (4, MOST),

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import secrets
 import sys
 import threading
 import time
@@ -20,8 +21,10 @@ from .files import discard_unfinished
 
 T = TypeVar("T")
 
-LEAVE = b"leave"
+PATIENCE = timedelta(minutes=30)  # how long a rank may wait for the others
+LEAVE = "leave with "
 LAST_WORK = 120  # seconds that ranks wait for one that is writing a checkpoint
+drawn = ""  # the name of this attempt, where torchrun's store outlives it
 # What a process waits for before it leaves at once: a checkpoint that is being written.
 unfinished: list[Callable[[], None]] = []
 
@@ -77,7 +80,7 @@ class Ranks:
         return result
 
 
-def start(device: str = "auto", patience: timedelta = timedelta(minutes=30)) -> Ranks:
+def start(device: str = "auto", patience: timedelta = PATIENCE) -> Ranks:
     """Join the job that torchrun describes in the environment, if there is one.
 
     Args:
@@ -107,13 +110,15 @@ def start(device: str = "auto", patience: timedelta = timedelta(minutes=30)) -> 
     if size > 1:
         backend = "nccl" if device == "cuda" else "gloo"
         bound = target if device == "cuda" else None
-        dist.init_process_group(backend, timeout=patience, device_id=bound)
+        store = store_of_this_attempt(rank, size, patience)
+        joined = dict(store=store, rank=rank, world_size=size) if store else {}
+        dist.init_process_group(backend, timeout=patience, device_id=bound, **joined)
         watch_others(rank, size)
     return Ranks(rank, size, target)
 
 
 def watch_others(rank: int, size: int) -> None:
-    """Exit with 2 as soon as a rank says that it leaves because of bad input.
+    """Exit as soon as a rank says that it leaves, with the code that it says.
 
     The others may wait for it in a collective, where only another thread can act. The thread
     sleeps in one blocking request on a connection of its own, and is woken to end before the
@@ -123,18 +128,18 @@ def watch_others(rank: int, size: int) -> None:
 
     def wait() -> None:
         try:
-            store = failures_store(timedelta(days=3650))
+            store = job_store(timedelta(days=3650))
             store.wait([key])
-            word = store.get(key)
+            word = store.get(key).decode()
         except RuntimeError:  # the store ended with the job
             return
-        if word == LEAVE:
+        if word.startswith(LEAVE):
             for finish in unfinished:
                 finish()
             discard_unfinished()
             store.add("left-" + attempt(), 1)
             all_have_left(store, size, seconds=LAST_WORK)
-            os._exit(2)
+            os._exit(int(word.removeprefix(LEAVE)))
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
@@ -142,15 +147,15 @@ def watch_others(rank: int, size: int) -> None:
     def wake() -> None:
         # RuntimeError: the store is gone, and the thread with it.
         with suppress(RuntimeError):
-            failures_store(timedelta(seconds=30)).set(key, "done")
+            job_store(timedelta(seconds=30)).set(key, "done")
         thread.join(timeout=5)
 
     atexit.register(wake)
 
 
-def leave(sentence: str, *, alone: bool) -> None:
-    """Exit with 2 at the same time as the other ranks: when one is gone, torchrun ends those that
-    are left with a signal, whatever they are writing.
+def leave(sentence: str, *, alone: bool, code: int = 2) -> None:
+    """Exit with `code` at the same time as the other ranks: when one is gone, torchrun ends those
+    that are left with a signal, whatever they are writing.
 
     Args:
         sentence: why, for people; one rank says it.
@@ -164,7 +169,7 @@ def leave(sentence: str, *, alone: bool) -> None:
     if speaks and sentence:
         print(sentence, file=sys.stderr, flush=True)
     if size > 1 and store_is_up:
-        store = failures_store(timedelta(seconds=30))
+        store = job_store(timedelta(seconds=30))
         for finish in unfinished:
             finish()
         store.add("left-" + attempt(), 1)
@@ -172,11 +177,35 @@ def leave(sentence: str, *, alone: bool) -> None:
             if sentence and not speaks:
                 print(sentence, file=sys.stderr, flush=True)
             for other in set(range(size)) - {rank}:
-                store.set(word_for(other), LEAVE)
+                store.set(word_for(other), f"{LEAVE}{code}")
             all_have_left(store, size, seconds=LAST_WORK)
         sys.stdout.flush()
-        os._exit(2)  # the interpreter's own end takes longer than torchrun waits
-    sys.exit(2)
+        os._exit(code)  # the interpreter's own end takes longer than torchrun waits
+    sys.exit(code)
+
+
+def finish_work(seconds: float) -> None:
+    """Let a checkpoint that is being written be finished, for as long as that."""
+    within(seconds, lambda: [finish() for finish in unfinished])
+
+
+def within(seconds: float, action: Callable[[], T]) -> T | None:
+    """What `action` returns; None where that takes longer, or it fails for want of an answer."""
+    found: list[T] = []
+
+    def act() -> None:
+        with suppress(RuntimeError):
+            found.append(action())
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(timeout=seconds)
+    return found[0] if found else None
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether it says that another rank is gone: torch has no class of error for that on CPUs."""
+    return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def all_have_left(store: dist.TCPStore, size: int, seconds: float) -> bool:
@@ -189,14 +218,44 @@ def all_have_left(store: dist.TCPStore, size: int, seconds: float) -> bool:
     return True
 
 
-def failures_store(timeout: timedelta) -> dist.TCPStore:
+def job_store(timeout: timedelta) -> dist.TCPStore:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(host, port, is_master=False, timeout=timeout)
 
 
+def store_of_this_attempt(rank: int, size: int, patience: timedelta) -> dist.Store | None:
+    """torchrun's store as this attempt of the job sees it; None: rank 0 hosts one itself.
+
+    The store outlives a restart with all that the ranks before have written, among it the addresses
+    at which they listened; and hosts count restarts apart. So rank 0 draws a name for the attempt
+    and answers every rank that asks for it; what is left of ranks that are gone, nobody reads.
+    """
+    global drawn
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = job_store(patience)
+    if rank > 0:
+        question = secrets.token_hex(8)
+        store.set(f"question-of-{rank}", question)
+        drawn = store.get(f"answer-to-{question}").decode()
+        store.add(f"joined-{drawn}", 1)
+        return dist.PrefixStore(drawn, store)
+    drawn, answered = secrets.token_hex(8), set()
+    deadline = time.monotonic() + patience.total_seconds()
+    while store.add(f"joined-{drawn}", 0) < size - 1:
+        if time.monotonic() > deadline:
+            raise InputError(f"only {len(answered) + 1} of {size} processes have started")
+        asking = [key for r in range(1, size) if store.check([key := f"question-of-{r}"])]
+        for question in {store.get(key).decode() for key in asking} - answered:
+            store.set(f"answer-to-{question}", drawn)
+            answered.add(question)
+        time.sleep(0.01)
+    return dist.PrefixStore(drawn, store)
+
+
 def attempt() -> str:
-    """torchrun's store outlives a restart of the job."""
-    return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    """A name of this attempt of the job for keys in the store."""
+    return drawn or f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def word_for(rank: int) -> str:

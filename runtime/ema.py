@@ -3,7 +3,9 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .parallel import local
 
 
 class EMA:
@@ -28,7 +30,16 @@ class EMA:
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, skip: Tensor | None = None) -> None:
+        """
+        Args:
+            skip: (), true where nothing is to change; nothing waits for it.
+        """
         both = zip(self.model.parameters(), model.parameters(), strict=True)
         averaged, current = zip(*(pair for pair in both if pair[1].requires_grad), strict=True)
-        torch._foreach_lerp_(averaged, current, 1.0 - self.decay)
+        # One step of SGD down `ema - model` is the average, and its kernel heeds `found_inf`.
+        torch._fused_sgd_(
+            list(map(local, averaged)), list(map(local, current)), [], maximize=True,
+            weight_decay=1.0, lr=1.0 - self.decay, momentum=0.0, dampening=0.0, nesterov=False,
+            is_first_step=False, found_inf=None if skip is None else skip.float(),
+        )  # fmt: skip

@@ -1,13 +1,23 @@
 """How every command ends: cleanly, or with one sentence and exit code 2."""
 
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from . import distributed
-from .errors import InputError, LocalError, sentence_of
+from . import distributed, signals
+from .distributed import LAST_WORK
+from .errors import (
+    REQUEUE,
+    InputError,
+    LocalError,
+    Requeue,
+    one_line,
+    out_of_memory,
+    sentence_of,
+)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -17,22 +27,37 @@ def run(main: Callable[[], None]) -> None:
         warnings.filterwarnings("ignore", message=f".*{own}")  # diffusers' own
     if not speaks():
         warnings.simplefilter("ignore")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a flag may hold bytes that are no letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main()
+        with signals.answered():
+            main()
+    except Requeue as stop:
+        distributed.leave(str(stop), alone=False, code=REQUEUE)
     except InputError as error:
-        distributed.leave(f"error: {error}", alone=isinstance(error, LocalError))
+        distributed.leave(f"error: {one_line(str(error))}", alone=isinstance(error, LocalError))
     except SystemExit as stop:  # tyro has said what is wrong with the flags
         if stop.code == 2:
             distributed.leave("", alone=False)
         raise
-    except FloatingPointError as error:  # a loss that is not finite: every rank sees the same
+    except FloatingPointError as error:  # training broke down: every rank sees the same
         if speaks():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
             raise
-        distributed.leave(f"error: {sentence_of(error)}", alone=True)
+        distributed.leave(f"error: {one_line(sentence_of(error))}", alone=True)
+    except (MemoryError, RuntimeError) as error:
+        if distributed.is_lost(error):
+            reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+            print(f"error: another process has ended ({reason})", file=sys.stderr, flush=True)
+            distributed.finish_work(LAST_WORK)
+            os._exit(1)  # the interpreter's own end may wait for the others
+        if not out_of_memory(error):
+            raise
+        reason = str(error).split("\n")[0] or "Python's"
+        distributed.leave(f"error: there is not enough memory ({one_line(reason)})", alone=True)
     except KeyboardInterrupt:
         sys.exit(130)
     distributed.stop()

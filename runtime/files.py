@@ -1,17 +1,93 @@
-"""Files appear under their final name complete, or not at all."""
+"""Files appear under their final name complete, or not at all; what fails in passing is retried."""
 
+import errno
 import hashlib
+import io
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from .errors import InputError
+T = TypeVar("T")
 
 unfinished: set[Path] = set()  # temporary files being written now
+
+# What network file systems answer while a server restarts or a path fails over. A missing file, a
+# full disk or a lack of permission does not pass.
+PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ECONNRESET,
+    errno.ECONNABORTED, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+    errno.ENETUNREACH,
+}  # fmt: skip
+PAUSES = (0.1, 0.5, 2.0, 8.0)  # seconds before the second try, the third, ...
+
+
+def retried(action: Callable[[], T], path: str | Path) -> T:
+    """What `action` returns; it is called again where the file system fails in passing.
+
+    Args:
+        path: what it reads or writes, for the error that names no file.
+
+    Raises:
+        OSError: it failed otherwise, or every time.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return action()
+        except (OSError, RuntimeError) as error:
+            refusal = refusal_of(error, path)
+            if refusal is None:
+                raise
+            if refusal.errno not in PASSING or pause is None:
+                raise refusal from None
+            time.sleep(pause)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Errors inside say which file they are about; a full disk does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def refusal_of(error: OSError | RuntimeError, path: str | Path) -> OSError | None:
+    """What the file system said, also where torch or safetensors say it in their way; None: it is
+    not about files."""
+    if isinstance(error, OSError) and error.errno is not None:
+        error.filename = error.filename or str(path)
+        return error
+    if isinstance(error, FileNotFoundError):  # safetensors says so of all that it cannot open
+        number = errno.EIO if Path(path).exists() else errno.ENOENT
+        return OSError(number, os.strerror(number), str(path))
+    # safetensors: "Input/output error (os error 5)"; torch: "unable to mmap ...: ... error (5)"
+    found = re.search(r"\(os error (\d+)\)|unable to .*\((\d+)\)", str(error))
+    number = int(found[1] or found[2]) if found else None
+    return OSError(number, os.strerror(number), str(path)) if found else None
+
+
+class PatientFile(io.FileIO):
+    """A file whose every read is retried."""
+
+    def readinto(self, buffer) -> int | None:
+        return retried(lambda: super(PatientFile, self).readinto(buffer), self.name)
+
+    read = io.RawIOBase.read  # by readinto
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(1 << 20), b""))
+
+
+def open_patiently(path: str | Path) -> io.BufferedReader:
+    """A file to read; opening it and every read are retried."""
+    return io.BufferedReader(retried(lambda: PatientFile(path), path))
 
 
 @contextmanager
@@ -25,19 +101,28 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     unfinished.add(temporary)
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except BaseException as error:
+        with named(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say whose write it refused
         raise
     finally:
         unfinished.discard(temporary)
+
+
+def write_patiently(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
+    """`write` a file under `atomic_write`, from its beginning again where that fails in passing."""
+
+    def once() -> None:
+        with atomic_write(path) as file:
+            write(file)
+
+    retried(once, path)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -55,9 +140,19 @@ def discard_unfinished() -> None:
         temporary.unlink(missing_ok=True)
 
 
+def discard_rests(folder: Path, names: str = "*") -> None:
+    """Delete what killed processes left half-written; no other may be writing there now.
+
+    Args:
+        names: a pattern of the files that they were to become.
+    """
+    for rest in folder.glob(f".{names}.*.tmp"):
+        rest.unlink()
+
+
 def sha256_of(path: str | Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_patiently(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -65,21 +160,5 @@ def sha256_of(path: str | Path) -> str:
 
 def write_json(path: str | Path, content: Any) -> None:
     """For people and programs: indented, and without NaN, which is no JSON."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        InputError: there is no such file, or it holds no JSON object.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is no JSON object")
-    return content
+    text = json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
+    write_patiently(path, lambda file: file.write(text))

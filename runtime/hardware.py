@@ -1,5 +1,6 @@
 """What a run is computed on, and how fast that could be at best."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,11 @@ PEAK_FLOPS = {
     "4090": 165e12,
     "3090": 71e12,
 }
+
+
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from .distributed import Ranks
 from .errors import LocalError
-from .files import atomic_write
+from .files import atomic_write, named
 from .hardware import peak_flops
+from .untrusted import parsed
+
+SHOWN = 8  # numbers of images in a line for people
 
 
 class Log:
@@ -57,29 +60,22 @@ class Log:
             self.writers.append(Wandb(self.folder, config))
 
     def add(self, **values: Tensor) -> None:
+        """Values of a step; NaN where there are none, as of a step that was skipped."""
         for name, value in values.items():
             self.values.setdefault(name, []).append(value.detach())
 
     def write(self, step: int, **facts: float | int) -> None:
-        """Write the means since the last call; every rank must call.
-
-        Raises:
-            FloatingPointError: a mean is not finite.
-        """
+        """Write the means since the last call; every rank must call."""
         names = sorted(self.values)
-        means = [torch.stack(self.values[name]).float().mean() for name in names]
+        means = [torch.stack(self.values[name]).float().nanmean() for name in names]
         means.append(means[0].new_tensor(self.skipped * self.ranks.size))  # a sum over ranks
         *values, skipped = self.ranks.mean(torch.stack(means)).tolist()
-        row = dict(zip(names, values, strict=True))
+        means = zip(names, values, strict=True)
+        row = {name: value for name, value in means if math.isfinite(value)}
         facts |= {"skipped": round(skipped)} if skipped else {}
         self.values = {}
         now = time.perf_counter()
         seconds = (now - self.last_time) / (step - self.last_step)
-        bad = [name for name, value in row.items() if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"{bad[0]} became {row[bad[0]]} between steps {self.last_step} and {step}"
-            )
         waited = (self.waited() - self.last_waited) / (now - self.last_time)
         rate = self.images_per_step / seconds
         self.last_step, self.last_time, self.last_waited = step, now, self.waited()
@@ -93,7 +89,7 @@ class Log:
             "seconds_left": seconds * (self.stop - step),
         }
         if self.ranks.is_main:
-            self.file.write(json.dumps(row) + "\n")
+            self.append(row)
             for writer in self.writers:
                 writer.scalars(row)
             self.say(readable(row, self.stop))
@@ -102,17 +98,46 @@ class Log:
         """One line for people, on rank 0."""
         if self.ranks.is_main:
             print(text, flush=True)
-            with open(self.folder / "log.txt", "a") as file:
+            path = self.folder / "log.txt"
+            with named(path), open(path, "a") as file:
                 file.write(text + "\n")
+
+    def append(self, row: dict[str, Any]) -> None:
+        """One line of log.jsonl, on rank 0."""
+        with named(self.file.name):
+            self.file.write(json.dumps(row) + "\n")
 
     def row(self, step: int, kind: str, values: dict[str, float], **facts: Any) -> None:
         """What is looked at now and then: a row {"step", kind: values, **facts} of its own."""
         if self.ranks.is_main:
-            self.file.write(json.dumps({"step": step, kind: values, **facts}) + "\n")
+            self.append({"step": step, kind: values, **facts})
             for writer in self.writers:
                 writer.scalars({"step": step, **{f"{kind}/{k}": v for k, v in values.items()}})
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}  {kind}: {shown}")
+
+    def skipped_step(self, step: int, reason: str, images: list[int]) -> None:
+        """A row {"step", "skipped_step": why, "images": numbers in the data set} of its own."""
+        if self.ranks.is_main:
+            row = {"step": step, "skipped_step": reason, "images": images}
+            self.append(row)
+            some = ", ".join(map(str, images[:SHOWN])) + ", ..." * (len(images) > SHOWN)
+            self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}  skipped: {reason}; {some}")
+
+    def rewind(self, step: int, **facts: Any) -> None:
+        """The run has gone back to this step: what was logged since is dropped, but log.txt tells.
+
+        Args:
+            facts: a row of the step that comes next.
+        """
+        self.values, self.last_step = {}, step
+        if self.ranks.is_main:
+            self.file.close()
+            cut_after(self.folder / "log.jsonl", step)
+            self.file = open(self.folder / "log.jsonl", "a", buffering=1)
+            self.append({"step": step + 1, **facts})
+            for writer in self.writers:
+                writer.rewind(step)
 
     def picture(self, step: int, path: Path) -> None:
         for writer in self.writers:
@@ -140,10 +165,18 @@ class Log:
 
 class TensorBoard:
     def __init__(self, folder: Path, start: int) -> None:
+        self.folder = folder / "tensorboard"
+        self.writer = self.opened(start)
+
+    def opened(self, start: int):
         from torch.utils.tensorboard import SummaryWriter
 
         # Steps that a killed run had logged and a resumed one does again are shown once.
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
+        return SummaryWriter(self.folder, purge_step=start + 1)
+
+    def rewind(self, step: int) -> None:
+        self.writer.close()
+        self.writer = self.opened(step)
 
     def scalars(self, row: dict[str, float]) -> None:
         for name, value in row.items():
@@ -187,6 +220,9 @@ class Wandb:
     def scalars(self, row: dict[str, float]) -> None:
         self.run.log(row, step=int(row["step"]))
 
+    def rewind(self, step: int) -> None:
+        """wandb's steps only rise: it leaves out those that are done again."""
+
     def picture(self, step: int, path: Path) -> None:
         self.run.log({"samples": self.wandb.Image(str(path))}, step=step)
 
@@ -225,11 +261,10 @@ def cut_after(path: Path, step: int) -> None:
     kept = []
     for line in lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # a line that was cut off when the run was killed
+            if parsed(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):  # it was cut off when the run was killed
             continue
-        if row["step"] <= step:
-            kept.append(line)
     if kept != lines:
         with atomic_write(path) as file:
             file.write("".join(line + "\n" for line in kept).encode())

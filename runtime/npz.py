@@ -4,10 +4,11 @@ import zipfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from .files import atomic_write
+from .files import open_patiently, write_patiently
 
 
 class Blocks:
@@ -24,8 +25,7 @@ class Blocks:
         return self.folder / f"{first:010d}.{part}.npz"
 
     def write(self, first: int, part: int = 0, **arrays: np.ndarray) -> None:
-        with atomic_write(self.path(first, part)) as file:
-            np.savez(file, **arrays)
+        write_patiently(self.path(first, part), lambda file: np.savez(file, **arrays))
 
     def rounds(self, name: str) -> Iterator[np.ndarray]:
         """One array in the order of the samples' index, a round of blocks at a time."""
@@ -33,7 +33,7 @@ class Blocks:
         for _, group in groupby(paths, key=lambda path: path.name.split(".")[0]):
             indices, parts = [], []
             for path in group:
-                with np.load(path, allow_pickle=False) as block:
+                with open_patiently(path) as file, np.load(file, allow_pickle=False) as block:
                     indices.append(block["index"])
                     parts.append(block[name])
             yield np.concatenate(parts)[np.argsort(np.concatenate(indices))]
@@ -47,20 +47,27 @@ class Blocks:
 
         Memory stays at one round of blocks, whatever the count. Equal blocks give equal bytes.
         """
-        with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
-            for name in names:
-                entry = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed
-                first = next(self.rounds(name))
-                with archive.open(entry, "w", force_zip64=True) as member:
-                    header = {
-                        "descr": np.lib.format.dtype_to_descr(first.dtype),
-                        "fortran_order": False,
-                        "shape": (count, *first.shape[1:]),
-                    }
-                    np.lib.format.write_array_header_1_0(member, header)
-                    left = count
-                    for part in self.rounds(name):
-                        rows = np.ascontiguousarray(part[:left])
-                        member.write(rows.tobytes())
-                        left -= len(rows)
-                    assert left == 0, f"{left} of {count} samples are missing"
+
+        def write(file: IO[bytes]) -> None:
+            with zipfile.ZipFile(file, "w") as archive:
+                self.fill(archive, names, count)
+
+        write_patiently(path, write)
+
+    def fill(self, archive: zipfile.ZipFile, names: list[str], count: int) -> None:
+        for name in names:
+            entry = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed
+            first = next(self.rounds(name))
+            with archive.open(entry, "w", force_zip64=True) as member:
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(first.dtype),
+                    "fortran_order": False,
+                    "shape": (count, *first.shape[1:]),
+                }
+                np.lib.format.write_array_header_1_0(member, header)
+                left = count
+                for part in self.rounds(name):
+                    rows = np.ascontiguousarray(part[:left])
+                    member.write(rows.tobytes())
+                    left -= len(rows)
+                assert left == 0, f"{left} of {count} samples are missing"

@@ -85,6 +85,11 @@ def whole(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def local(value: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; others as they are."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def placed(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor as `like` is: this rank's part of it, if that is sharded."""
     if not isinstance(like, DTensor) or value.shape != like.shape:

@@ -1,5 +1,6 @@
 """Arithmetic of a run: fp32 | tf32 | bf16 by one name, and the attention kernel by another."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -20,6 +21,14 @@ ATTENTION = {
 
 def default_precision(device: torch.device) -> str:
     return "tf32" if device.type == "cuda" else "fp32"
+
+
+def deterministic(asked: bool) -> None:
+    """Kernels that give the same bits every time, for the whole process; before CUDA is used."""
+    torch.use_deterministic_algorithms(asked)
+    torch.backends.cudnn.deterministic = asked
+    if asked:  # cuBLAS reads it when it makes its first handle
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def compiles(asked: str, device: torch.device) -> str:
@@ -44,6 +53,8 @@ class Arithmetic:
         self.bf16, self.device = precision == "bf16", device
         self.asked = attention
         self.order = list(ATTENTION.values()) if attention == "auto" else [ATTENTION[attention]]
+        if attention == "auto" and torch.are_deterministic_algorithms_enabled():
+            self.order = [ATTENTION["flash"], ATTENTION["math"]]  # in the backward pass too
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Where a training run writes and what it starts from."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,12 +9,16 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 from .config import MAY_CHANGE, TrainConfig
 from .errors import InputError
+from .files import discard_rests
+
+MARK = "requeue"  # a file in the folder of a run that was asked to stop and has more to do
 
 
 class Start(NamedTuple):
     folder: str  # of the run
     ckpt: str | None  # what it starts from
     resumes: bool  # exactly where that one stopped; else from its EMA weights alone
+    damaged: tuple[str, ...] = ()  # newer checkpoints of the run, which are set aside
 
 
 def starting_point(config: TrainConfig) -> Start:
@@ -22,6 +27,7 @@ def starting_point(config: TrainConfig) -> Start:
     1. --resume auto and there is a run of this model and name with a checkpoint: go on with it.
     2. --ckpt without --fine-tune: go on with that file, in its run's folder if it is the newest
        there, else in a new one, so that nothing is overwritten.
+       Of a run's checkpoints, the newest that is not damaged is taken.
     3. --ckpt with --fine-tune: a new run that starts from its EMA weights.
     4. a new run.
 
@@ -37,20 +43,36 @@ def starting_point(config: TrainConfig) -> Start:
     if config.resume == "auto":
         for folder in reversed(checkpoint.runs(results, label)):
             if checkpoint.files_of(folder):
-                origin = checkpoint.read(folder)
+                origin, damaged = checkpoint.newest_whole(folder)
                 refuse_changes(config, origin)
-                return Start(str(folder), str(origin.path), resumes=True)
+                return resumed(folder, origin, damaged)
     fresh = checkpoint.new_run(results, label)
     if config.ckpt is None:
         return Start(str(fresh), None, resumes=False)
-    origin = checkpoint.read(config.ckpt)
+    origin, damaged = given(Path(config.ckpt))
     if config.fine_tune:
         return Start(str(fresh), str(origin.path), resumes=False)
     refuse_changes(config, origin)
     folder = origin.path.parent.parent
     in_its_run = origin.path.parent.name == "checkpoints"
-    continues = in_its_run and checkpoint.newest(folder) == origin.path
-    return Start(str(folder if continues else fresh), str(origin.path), resumes=True)
+    others = set(checkpoint.files_of(folder)) - set(damaged) if in_its_run else set()
+    if others and max(others, key=lambda path: int(path.stem)) == origin.path:
+        return resumed(folder, origin, damaged)
+    return Start(str(fresh), str(origin.path), resumes=True)
+
+
+def given(path: Path) -> tuple[Checkpoint, list[Path]]:
+    """What --ckpt names, a file or the newest of a run that is whole; damaged ones after it."""
+    return checkpoint.newest_whole(path) if path.is_dir() else (checkpoint.read(path), [])
+
+
+def resumed(folder: Path, origin: Checkpoint, damaged: list[Path]) -> Start:
+    return Start(str(folder), str(origin.path), True, tuple(map(str, damaged)))
+
+
+def mark(folder: Path, sentence: str) -> None:
+    """Leave MARK for a job script, which under torchrun sees exit code 1 whatever ours is."""
+    (folder / MARK).write_text(sentence + "\n")
 
 
 def refuse_changes(config: TrainConfig, origin: Checkpoint) -> None:
@@ -70,9 +92,17 @@ def refuse_changes(config: TrainConfig, origin: Checkpoint) -> None:
 
 
 def opened_folder(start: Start) -> str:
-    """Create the run's folder; where another job has just taken its number, the next one."""
+    """Create the run's folder; where another job has just taken its number, the next one.
+
+    Damaged checkpoints lose their name, and with it their turn to be the last.
+    """
     folder = Path(start.folder)
+    for path in start.damaged:
+        os.replace(path, f"{path}.damaged")
     if folder.exists() and start.resumes:
+        (folder / MARK).unlink(missing_ok=True)
+        for part in (folder, folder / "checkpoints", folder / "samples"):
+            discard_rests(part)
         return start.folder
     while True:
         try:

@@ -1,5 +1,6 @@
 """Weights, EMA, optimizer and step: all that a checkpoint must hold to go on exactly."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .ema import EMA
-from .parallel import load_whole, placed, whole
+from .parallel import load_whole, local, placed, whole
+from .stability import Guard
 
 
 class TrainState:
@@ -18,11 +20,12 @@ class TrainState:
         model: the network, DDP taken off; it may be sharded.
         regulariser: trained with it; without parameters for LayerSync.
         clip: largest norm of the gradient; 0: no clipping.
+        spike_sigma: see Guard.
     """
 
     def __init__(
         self, model: nn.Module, ema: EMA, regulariser: nn.Module, *,
-        lr: float, weight_decay: float, clip: float,
+        lr: float, weight_decay: float, clip: float, spike_sigma: float = 0.0,
     ) -> None:  # fmt: skip
         self.model, self.ema, self.regulariser = model, ema, regulariser
         self.clip = clip
@@ -32,22 +35,46 @@ class TrainState:
             groups.append({"params": heads, "weight_decay": 0.0})
         # One kernel over all parameters: a third of the time of torch's default on a CPU.
         self.opt = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+        self.guard = Guard(self.parameters[0].device, spike_sigma)
         self.step = 0
 
-    def update(self) -> None:
-        """One step of the optimizer and of the EMA, from the gradients there are."""
+    def update(self, loss: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer and of the EMA from the gradients there are; or none, where the
+        guard refuses it: weights, moments and EMA stay as they are.
+
+        Args:
+            loss: see Guard.refuses.
+
+        Returns:
+            The norm of the gradient before clipping, and whether the step was refused; both ().
+        """
+        sharded = nn.utils.get_total_norm(self.gradients(self.parameters))
+        norm = whole(sharded)
+        refused = self.guard.refuses(norm, loss)
         if self.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, sharded)
+        self.opt.found_inf = refused.float()  # as a GradScaler tells it
         self.opt.step()
         self.opt.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
+        self.ema.update(self.model, refused)
         self.step += 1
+        return norm, refused
 
     def grad_norm(self, parameters: Iterable[nn.Parameter] | None = None) -> Tensor:
-        """The norm of the gradient before clipping, 0-dim; of all that is trained, or of some."""
+        """The norm of the gradient of all that is trained, or of some parameters, ()."""
         chosen = self.parameters if parameters is None else parameters
-        gradients = [p.grad for p in chosen if p.grad is not None]
-        return whole(nn.utils.get_total_norm(gradients))
+        return whole(nn.utils.get_total_norm(self.gradients(chosen)))
+
+    def gradients(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def is_finite(self) -> Tensor:
+        """1 where all of weights, EMA and moments are numbers, else 0; of this rank's parts, ()."""
+        moments = [m[name] for m in self.opt.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        ema = [p for p in self.ema.model.parameters() if p.is_floating_point()]
+        state = map(local, (*(p.detach() for p in self.parameters), *ema, *moments))
+        parts = [part for part in state if part.numel()]
+        return nn.utils.get_total_norm(parts, norm_type=math.inf).isfinite().float()
 
     def resume(self, origin: Checkpoint) -> None:
         """Go on from a checkpoint whose weights fit.
@@ -65,25 +92,43 @@ class TrainState:
         load_whole(self.model, origin.model)
         load_whole(self.ema.model, origin.ema)
         load_whole(self.regulariser, origin.regulariser)
-        settings = [
-            {name: group[name] for name in ("lr", "weight_decay")}
-            for group in self.opt.param_groups
-        ]
         try:
             self.opt.load_state_dict(self.optimizer_placed(origin.opt))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError("its optimizer state is not that of this model") from error
-        for group, asked in zip(self.opt.param_groups, settings, strict=True):
-            group.update(asked)  # --resume-anyway may have changed them
+        self.guard.resume(origin.guard)
         self.step = origin.step
+
+    def go_back(self, origin: Checkpoint) -> None:
+        """`resume`, but on to other data: what was read since is passed over.
+
+        Raises:
+            FloatingPointError: too often.
+        """
+        lost, before = self.step - origin.step, self.guard.content()
+        self.resume(origin)
+        self.guard.went_back(self.step, lost, before)
 
     def optimizer_placed(self, opt: dict[str, Any]) -> dict[str, Any]:
         """AdamW's state of whole tensors, each placed as the parameter that it belongs to."""
-        # Other code's groups are not fused, and torch would leave their step counts on the CPU.
-        groups = [group | {"fused": True, "foreach": None} for group in opt["param_groups"]]
+        # Settings are those of the flags: --resume-anyway may have changed them, and in groups that
+        # are not fused, as other code's, torch would leave step counts on the CPU.
+        groups = [
+            ours | {"params": group["params"]}
+            for ours, group in zip(
+                self.opt.state_dict()["param_groups"], opt["param_groups"], strict=True
+            )
+        ]
+        for number, moments in opt["state"].items():
+            shape = self.parameters[number].shape
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != shape:
+                    raise ValueError(f"{name} {number} is {tuple(moments[name].shape)}")
         state = {
             number: {
-                name: placed(value, self.parameters[number]) if torch.is_tensor(value) else value
+                name: placed(value.clone(), self.parameters[number])
+                if torch.is_tensor(value)  # its own memory, not the file's
+                else value
                 for name, value in moments.items()
             }
             for number, moments in opt["state"].items()
@@ -97,5 +142,6 @@ class TrainState:
             "ema": self.ema.model.state_dict(),
             "opt": self.opt.state_dict(),
             "regulariser": self.regulariser.state_dict(),
+            "guard": self.guard.content(),
             "train_steps": self.step,
         }

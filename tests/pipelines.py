@@ -1,11 +1,13 @@
 """Pipelines of Wan and CogVideoX with all their parts, small and of seeded random weights, saved as
 diffusers saves them."""
 
+import json
 from pathlib import Path
 
 import torch
 
 WORDS = "pushing putting holding a cup box next to on the table left right up".split()
+VOCABULARY = 40  # at most
 WIDTH = 32  # of a text's tokens
 
 
@@ -26,10 +28,35 @@ def tokenizer():
     )
 
 
+def give_sentencepiece(pipeline: Path) -> None:
+    """Put the tokenizer of CogVideoX's repository in the place of `tokenizer`'s: spiece.model, as
+    sentencepiece trains it, which the pipeline's class converts."""
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    lines = [" ".join(WORDS[first:] + WORDS[:first]) for first in range(len(WORDS))]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=VOCABULARY,
+        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    folder = pipeline / "tokenizer"
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    about = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 226}
+    about |= {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    index = json.loads((pipeline / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "T5Tokenizer"]
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+
+
 def text_encoder(config_class, model_class):
     return model_class(
         config_class(
-            vocab_size=3 + len(WORDS), d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+            vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2
         )
     )
 

@@ -16,10 +16,9 @@ from domains.clips import Cut, whole
 from domains.codecs import VAECodec
 from runtime.errors import InputError
 from tests.commands import assert_same_state, call, checkpoint_of, launched, refused, succeed
-from tests.domains.videos import frames_of, write_clevrer, write_ssv2, write_video
+from tests.domains.videos import frames_of, write_clevrer, write_numbered_ssv2, write_video
 from tests.pipelines import SAVES
-from tests.ssv2 import CAPTIONS
-from tests.ssv2 import write_ssv2 as write_captioned
+from tests.ssv2 import CAPTIONS, write_ssv2
 
 TINY = (
     "--preset t7 --image-size 16 --model SiT-Ti/2x4x4 --depth 4 --hidden-size 32 --num-heads 2 "
@@ -167,7 +166,7 @@ def test_videos_shorter_than_a_clip_are_counted_before_training(encoded):
 
 
 def test_short_videos_of_ssv2_hold_the_frame_that_files_hold(tiny_vae, tmp_path):
-    root = write_ssv2(tmp_path / "ssv2", "labels/{}.json")
+    root = write_numbered_ssv2(tmp_path / "ssv2", "labels/{}.json")
     words = ["--dataset_name", "ssv2", "--data-path", root, "--vae", tiny_vae, *LOCAL]
     succeed("encode", *words, "--image-size", 16, "--out", tmp_path / "store")
     shape = dict(num_frames=12, frame_stride=3)  # of 20 frames the last that is taken is the 19th
@@ -226,7 +225,7 @@ def test_what_a_store_of_frames_does_not_have_is_one_sentence(encoded, tmp_path,
 
 @pytest.fixture(scope="module")
 def ssv2(tmp_path_factory):
-    return write_captioned(tmp_path_factory.mktemp("ssv2") / "data", frames=14)
+    return write_ssv2(tmp_path_factory.mktemp("ssv2") / "data", frames=14)
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +288,7 @@ def test_what_a_store_of_clips_does_not_have_is_one_sentence(clips, pipelines, c
         (["--num-frames", 13], "--num-frames 13, but --data-path"),
         (["--frame-stride", 2], "holds clips of --frame-stride 1"),
         (["--image-size", 64], "holds latents of 48 pixels"),
-        (["--text-encoder", "none"], "holds clips under captions"),
+        (["--text-encoder", "none"], "takes captions, leave it out"),
         (["--data-path", clips / "CogVideoX"], "holds latents of an AutoencoderKLCogVideoX"),
         (["--num-classes", 3], "has captions, not classes"),
     ]:

@@ -228,7 +228,7 @@ def model_has_gradients(model) -> bool:
 def test_every_flag_that_the_readme_uses_exists():
     readme = (ROOT / "README.md").read_text()
     known = {f.name for holder in COMMANDS for f in dataclasses.fields(holder)}
-    known |= {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "help"}
+    known |= {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "max_restarts", "help"}
     import re
 
     words = re.findall(r"--(?:no-)?([a-z][a-z0-9_-]*)", readme)

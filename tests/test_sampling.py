@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,8 +184,13 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tmp_path, ckpt):
     assert again.code == 0 and "15/15" in again.err
     succeed("sample_ddp", *flags, "--sample-dir", straight)
     assert npz_of(killed).read_bytes() == npz_of(straight).read_bytes()
+    whole = {path.name for path in straight.iterdir()}
+    out = npz_of(straight)  # a kill while it was packed, and one while the blocks were deleted
+    (straight / f".{out.name}.0123abcd.tmp").write_bytes(b"half")
+    shutil.copytree(killed, out.with_suffix(".blocks"))
     finished = succeed("sample_ddp", *flags, "--sample-dir", straight)
     assert "is finished" in finished.out
+    assert {path.name for path in straight.iterdir()} == whole
 
 
 def test_two_checkpoints_never_share_a_file_and_a_name_is_not_overwritten(tmp_path, ckpt, model):

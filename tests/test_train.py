@@ -363,12 +363,6 @@ def test_unconditional_training(tmp_path):
     assert not any("y_embedder" in name for name in checkpoint_of(tmp_path, 2)["model"])
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_steps_named(tmp_path):
-    flags = ["--lr", "1e30", "--max-steps", 6, "--results-dir", tmp_path]
-    result = call("train", *BATCH, *flags)
-    assert result.code == 1 and "between steps" in result.err and "Traceback" not in result.err
-
-
 def test_a_killed_run_goes_on_exactly_where_its_last_checkpoint_was(tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     length = ["--max-steps", 60, "--ckpt-every", 10]
@@ -414,6 +408,9 @@ def test_a_killed_run_goes_on_exactly_where_its_last_checkpoint_was(tmp_path):
         ("--keep-last -1", ["--keep-last -1", "0 or more"]),
         ("--lr nan", ["--lr nan"]),
         ("--clip-grad-norm -1", ["--clip-grad-norm -1"]),
+        ("--max-skipped -1", ["--max-skipped -1"]),
+        ("--spike-sigma nan", ["--spike-sigma nan"]),
+        ("--hang-timeout -1", ["--hang-timeout -1"]),
         ("--ema-decay 2", ["--ema-decay 2", "0 to 1"]),
         ("--log-every 0", ["--log-every 0", "1 or more"]),
         ("--grad-accum 0", ["--grad-accum 0"]),

@@ -1,6 +1,7 @@
 """Wan2.1 and CogVideoX fine-tuned on SSv2's layout by the same commands and flags as all else."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import models
 from domains.causal_vae import CausalVAECodec
 from domains.prompts import PromptEncoder, embedded
 from tests.commands import assert_same_state, checkpoint_of, launched, refused, succeed
-from tests.pipelines import SAVES
+from tests.pipelines import SAVES, WIDTH, give_sentencepiece
 from tests.ssv2 import CAPTIONS, write_ssv2
 
 PRESETS = {"Wan2.1": "wan-ssv2", "CogVideoX": "cogvideox-ssv2"}
@@ -178,6 +179,16 @@ def test_samples_of_captions_are_drawn_by_our_commands(runs, data, tmp_path):
             assert sorted(found["arr_1"][:2]) == [0, 1] and found["arr_1"].dtype == np.int64
     protocol = json.loads((tmp_path / "Wan2.1.json").read_text())
     assert protocol["time_shift"] == 3.0 and protocol["image_size"] == 48
+    assert protocol["network_precision"] == "bf16"
+    assert len(protocol["captions"]) == len(protocol["text_encoder"]) == 64
+    # Without captions at hand, or with others, they are not taken for finished.
+    again = [*mode, "--ckpt", runs[kind].folder, *few, *count, "--sample-dir", tmp_path]
+    assert "with the captions of its validation part: give --data-path" in refused(
+        "sample_ddp", *again
+    )
+    captions = CAPTIONS | {"validation": ["pushing a box up", "holding a cup"]}
+    others = write_ssv2(tmp_path / "other", captions=captions)
+    assert "was drawn with another captions" in refused("sample_ddp", *again, "--data-path", others)
 
 
 @pytest.mark.parametrize("kind", SAVES)
@@ -203,6 +214,18 @@ def test_captions_are_embedded_once_as_the_pipeline_does(kind, folders, tmp_path
     before = path.stat().st_mtime_ns
     embedded(texts[::-1], str(folders[kind]), str(tmp_path))
     assert path.stat().st_mtime_ns == before
+
+
+def test_cogvideox_reads_the_sentencepiece_tokenizer_that_is_published(folders, tmp_path):
+    pytest.importorskip("sentencepiece")
+    folder = shutil.copytree(folders["CogVideoX"], tmp_path / "CogVideoX")
+    give_sentencepiece(folder)
+    encoder = PromptEncoder.load(str(folder), None)
+    one, other, null = encoder(["pushing a cup", "holding a box", ""])
+    assert one.shape == other.shape == null.shape == (226, WIDTH)
+    assert not torch.equal(one, other) and not torch.equal(one, null)
+    tokens = encoder.pipeline.tokenizer("pushing a cup").input_ids
+    assert encoder.pipeline.tokenizer.decode(tokens, skip_special_tokens=True) == "pushing a cup"
 
 
 @pytest.mark.parametrize("kind", SAVES)
@@ -245,6 +268,22 @@ def test_clips_come_with_their_captions(folders, data):
     assert native.raw_shape == (3, 33, 480, 720) and native.shape == (16, 9, 60, 90)
 
 
+def test_with_skip_corrupt_the_next_video_and_its_caption_stand_in(folders, tmp_path):
+    root = write_ssv2(tmp_path / "ssv2")
+    (root / "20bn-something-something-v2" / "2.webm").write_text("no video")
+    flags = dict(data_path=str(root), cache_dir=str(tmp_path), image_size=48, num_frames=9)
+    domain = domains.build("ssv2", pretrained=str(folders["Wan2.1"]), **flags)
+    assert "2.webm" in domain.train_set().__getitems__(domains.Draws.plain([1])).error
+    flags |= dict(pretrained=str(folders["Wan2.1"]), skip_corrupt=True)
+    domain = domains.build("ssv2", **flags)
+    batch, other = (
+        domain.train_set().__getitems__(domains.Draws.plain([number])).checked()
+        for number in (1, 2)
+    )
+    assert batch.index.tolist() == [2] and "2.webm" in batch.problems[0] and not other.problems
+    assert torch.equal(batch.raw, other.raw) and torch.equal(batch.y, other.y)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -259,6 +298,7 @@ def test_clips_come_with_their_captions(folders, data):
         ("--preset wan-ssv2 --shard", "--lora-rank 0"),
         ("--preset wan-ssv2 --vae no/vae", "no AutoencoderKLWan"),
         ("--preset wan-ssv2 --text-encoder no/text", "tokenizer and text encoder"),
+        ("--preset wan-ssv2 --text-encoder none", "takes captions, leave it out"),
         ("--preset digits --lora-rank 2", "--lora-rank: SiT-Ti/2 has none"),
     ],
 )

@@ -129,9 +129,9 @@ def test_the_held_out_loss_is_measured_on_clips(run, root):
 
 
 def test_short_videos_of_ssv2_and_pixels_train_too(tmp_path):
-    from tests.domains.videos import write_ssv2
+    from tests.domains.videos import write_numbered_ssv2
 
-    root = write_ssv2(tmp_path / "ssv2", "labels/{}.json")
+    root = write_numbered_ssv2(tmp_path / "ssv2", "labels/{}.json")
     words = ["--dataset_name", "ssv2", "--vae", "none", "--num-frames", 34, "--max-steps", 1]
     words += ["--global-batch-size", 2, "--data-path", root, "--results-dir", tmp_path / "r"]
     succeed("train", *TINY, *words)
@@ -186,7 +186,7 @@ def test_clips_are_scored_by_a_classifier_that_sees_motion(turning, tmp_path):
     said = refused(SCORE, *words[1:2], *words[1:], "--held-out")
     assert "--held-out:" in said and "is a file; name a data set" in said
     wrong = call(SCORE, *words, "--num-frames", 3)
-    assert wrong.code == 2 and "trained on images of (1, 4, 16, 16) (channels, fr" in wrong.err
+    assert wrong.code == 2 and "has clips of 4 frames" in wrong.err
 
 
 # What is wrong

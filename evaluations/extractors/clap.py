@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domains.codecs import fingerprint, looked_up
+from domains.codecs import fingerprint, is_path, looked_up
 from domains.sound import resampled
 from runtime.errors import InputError
 from runtime.precision import plain_float32
@@ -79,7 +79,11 @@ def load(name: str, device: torch.device) -> ClapExtractor:
     if Path(name).is_absolute() and not Path(name).is_dir():
         raise InputError(f"--extractor clap:{name}: there is no such folder")
     try:
-        network = looked_up(ClapAudioModelWithProjection.from_pretrained, name, None)
+        # Of some models the hub has nothing but torch.save's files, which are read without code.
+        network = looked_up(
+            ClapAudioModelWithProjection.from_pretrained, name, None, weights_only=True,
+            use_safetensors=is_path(name) or None,
+        )  # fmt: skip
         prepare = looked_up(ClapFeatureExtractor.from_pretrained, name, None)
     except UNREADABLE as error:
         raise InputError(

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,11 @@ from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.precision import plain_float32
 from runtime.random import generator, seed_of
+from runtime.tensors import read_tensors
 
 from .extractor import UNREADABLE, Features, reason_of
 
+MOST = 1_000_000  # classes, pixels along a side, channels or frames of a network in a file
 MAX_BYTES = 2**30  # of raw images held in memory; what is larger wants a pretrained extractor
 
 
@@ -144,10 +146,13 @@ def load(path: str | Path) -> Classifier:
             "python -m evaluations.images train-classifier makes it"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensors(Path(path))
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
         name, config, accuracy = (content[k] for k in ("dataset_name", "config", "accuracy"))
+        if not isinstance(name, str) or not isinstance(accuracy, float):
+            raise ValueError("it does not say what it was trained on")
+        check_sizes(config)
         network = SmallCNN(**config)
         network.load_state_dict(content["state"])
         if fingerprint(network.state_dict()) != content["sha256"]:
@@ -157,6 +162,15 @@ def load(path: str | Path) -> Classifier:
     except UNREADABLE as error:
         raise refused(path, reason_of(error)) from error
     return Classifier(network, config, name, accuracy)
+
+
+def check_sizes(config: Any) -> None:
+    """
+    Raises:
+        ValueError: no arguments of a SmallCNN.
+    """
+    if any(type(size) is not int or not 0 < size <= MOST for size in dict(config).values()):
+        raise ValueError("its sizes are none of a small network")
 
 
 def refused(path: str | Path, reason: str) -> InputError:

@@ -48,7 +48,8 @@ class I3DExtractor:
         if clips.shape[2] < FEWEST:
             raise InputError(
                 f"--extractor i3d sees {FEWEST} frames or more, and these clips have "
-                f"{clips.shape[2]}: use --extractor classifier"
+                f"{clips.shape[2]}: draw longer ones, or where the data have classes use "
+                "--extractor classifier"
             )
         with plain_float32(self.device):
             x = clips.to(self.device).expand(-1, 3, -1, -1, -1).float()

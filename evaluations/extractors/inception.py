@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from runtime.errors import InputError
 from runtime.files import sha256_of
 from runtime.precision import plain_float32
+from runtime.tensors import read_tensors
 
 from .extractor import UNREADABLE, Features, as_color, reason_of
 
@@ -324,7 +325,7 @@ def load(
             "file: fetch that again, or take this one with --allow-unverified-weights"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
         if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
             raise ValueError("it is not a dictionary of tensors")
         with torch.device("meta"):  # no time and no random numbers for weights that are replaced

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from domains.codecs import fingerprint
 from runtime.errors import InputError
 from runtime.precision import plain_float32
+from runtime.tensors import check_pickles
 
 from .extractor import UNREADABLE, Features, as_color, reason_of
 
@@ -106,6 +107,8 @@ def open_network(
         options["pretrained_cfg_overlay"] = {"file": str(weights)}
     options["pretrained"] = pretrained
     try:
+        if weights and Path(weights).suffix not in (".safetensors", ".npz"):
+            check_pickles(Path(weights))  # timm reads it by torch.load
         network = create(name, options, seed=0)
         # timm passes over what a file lacks: that would stay as random as it began.
         if weights and fingerprint(network.state_dict()) != fingerprint(

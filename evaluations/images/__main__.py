@@ -28,10 +28,10 @@ from runtime.errors import InputError
 from runtime.files import write_json
 
 from . import report
-from .evaluator import Evaluator
+from .evaluator import Evaluator, clips_of
 from .reference import make_reference
 from .scores import How
-from .sources import DataSetImages, Images, Real, open_images
+from .sources import DataSetImages, Images, Real, open_images, size_of
 
 MIN_ACCURACY = 0.8  # a classifier trained here must read this share of held-out images
 
@@ -46,7 +46,7 @@ class Flags:
     data_path: str | None = None  # folder of a data set's files
     image_size: int | None = None  # pixels that folders are cropped to; None: the samples'
     num_frames: int | None = None  # of a data set's clips; None: the samples'
-    frame_stride: int | None = None  # of a data set's clips; None: the data set's
+    frame_stride: int | None = None  # of a data set's clips; None: the samples', or the data set's
     cache_dir: str = "./cache/"  # downloads of data sets
     num_workers: int = 4  # processes that decode the images of folders
     batch_size: int = 64  # images per batch and process
@@ -68,7 +68,8 @@ class ScoreFlags(Flags):
 
     reference: tyro.conf.Positional[str] = tyro.MISSING  # .npz, folder or data set
     samples: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING  # .npz files or folders
-    held_out: bool = False  # REF is the held-out part of its data set, which then sets no floor
+    # REF is the held-out part of its data set, of it as many as there are samples; no floor is set
+    held_out: bool = False
     pr_precision: Literal["half", "float32"] | None = None  # None: half for Inception, as ADM
     is_split: int = 5000  # images per split of the Inception score
     out: Path | None = None  # a JSON of all results; None: NAME.score.json beside each alone
@@ -124,7 +125,12 @@ def score() -> None:
     sets = [opened(name, flags).images for name in flags.samples]
     report.check_sets(flags.samples, sets)
     protocols = [protocol_of(name, one) for name, one in zip(flags.samples, sets, strict=True)]
-    real = opened(flags.reference, flags, shape=sets[0].shape, held_out=flags.held_out)
+    stride = stride_of(flags, protocols)
+    held_out = len(sets[0]) if flags.held_out else None
+    real = opened(
+        flags.reference, flags, shape=sets[0].shape, frame_stride=stride, held_out=held_out
+    )
+    check_clips(flags.reference, sets, stride, real.images)
     folder = report.beside(flags.samples[0], "").parent
     extractor = extractor_of(flags, ranks, real, folder)
     half = extractor.half_distances if flags.pr_precision is None else flags.pr_precision == "half"
@@ -159,6 +165,35 @@ def protocol_of(name: str, samples: Images) -> dict[str, Any] | None:
             "it again"
         )
     return protocol
+
+
+def stride_of(flags: ScoreFlags, protocols: list[dict[str, Any] | None]) -> int | None:
+    """Frames of a video from one of a clip to the next: the samples', as far as they say.
+
+    Raises:
+        InputError: --frame-stride is another.
+    """
+    said = [(protocol or {}).get("frame_stride") for protocol in protocols]
+    drawn = next((stride for stride in said if type(stride) is int), None)
+    asked = flags.frame_stride
+    if None not in (asked, drawn) and asked != drawn:
+        raise InputError(f"--frame-stride {asked}: the samples have {drawn}, leave it out")
+    return drawn or asked
+
+
+def check_clips(name: str, sets: list[Images], stride: int | None, real: Images) -> None:
+    """Refuse to hold clips against others, before an extractor sees them.
+
+    Raises:
+        InputError: the real ones differ in shape or stride.
+    """
+    for samples in sets:
+        clips_of(samples, real)
+    if None not in (stride, real.frame_stride) and stride != real.frame_stride:
+        raise InputError(
+            f"{name} has every {real.frame_stride}. frame of its videos, and the samples every "
+            f"{stride}.: give another reference"
+        )
 
 
 def written(result: dict[str, Any], samples: Images, real: Real) -> dict[str, Any]:
@@ -213,17 +248,19 @@ def compare() -> None:
 
 
 def opened(
-    asked: str, flags: Flags, *, shape: tuple[int, ...] = (), held_out: bool = False
-) -> Real:
+    asked: str, flags: Flags, *, shape: tuple[int, ...] = (), frame_stride: int | None = None,
+    held_out: int | None = None,
+) -> Real:  # fmt: skip
     """
     Args:
-        shape: of the samples that they are opened for.
+        shape, frame_stride: of the samples that they are opened for.
+        held_out: see open_images.
     """
-    image_size, frames = (shape[-1] if shape else None), (shape[1] if len(shape) == 4 else None)
     return open_images(
-        asked, image_size=flags.image_size or image_size, data_path=flags.data_path,
-        num_frames=flags.num_frames or frames, frame_stride=flags.frame_stride,
-        held_out=held_out, cache_dir=flags.cache_dir, workers=flags.num_workers,
+        asked, image_size=flags.image_size or size_of(shape), data_path=flags.data_path,
+        num_frames=flags.num_frames or (shape[1] if len(shape) == 4 else None),
+        frame_stride=flags.frame_stride or frame_stride, held_out=held_out,
+        cache_dir=flags.cache_dir, workers=flags.num_workers,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from evaluations.extractors import Extractor
 from runtime.distributed import Ranks
+from runtime.errors import InputError
 
 from .features import look_at
 from .reference import reference_of
@@ -52,7 +53,7 @@ class Evaluator:
             "reference": self.ranks.from_main(lambda: self.reference.facts()),
             "how": self.how.facts(),
             "warnings": warnings,
-            **clips_of(samples),
+            **clips_of(samples, self.real.images),
         }
 
     def floor(self, count: int) -> dict[str, Any] | None:
@@ -75,9 +76,30 @@ class Evaluator:
         )
 
 
-def clips_of(samples: Images) -> dict[str, Any]:
-    """What clips are, which their scores depend on; of images nothing."""
-    if len(samples.shape) != 4:
+def clips_of(samples: Images, real: Images) -> dict[str, Any]:
+    """What clips are, which their scores depend on; of images nothing.
+
+    Raises:
+        InputError: the real ones are of another shape, or some are images.
+    """
+    if 4 not in (len(samples.shape), len(real.shape)):
         return {}
+    if samples.shape[1:] != real.shape[1:]:
+        raise InputError(
+            f"{samples.name} has {described(samples)} and {real.name} {described(real)}: scores "
+            "would tell their shapes apart; leave out --image-size and --num-frames, or give "
+            "another reference"
+        )
     _, frames, height, width = samples.shape
-    return {"clips": {"frames": frames, "height": height, "width": width}}
+    stride = real.frame_stride
+    return {
+        "clips": {"frames": frames, "height": height, "width": width, "frame_stride": stride}
+    }  # fmt: skip
+
+
+def described(images: Images) -> str:
+    """As `clips of 16 frames of 256 x 256 pixels`, height first."""
+    if len(images.shape) != 4:
+        return "no clips"
+    _, frames, height, width = images.shape
+    return f"clips of {frames} frames of {height} x {width} pixels"

@@ -16,7 +16,7 @@ from runtime.errors import InputError
 
 from .evaluator import Evaluator
 from .scores import How
-from .sources import Block, open_images, real_of
+from .sources import Block, open_images, real_of, size_of
 
 BATCH = 50
 MOST_REAL = 50_000  # images of the data set that the samples are held against
@@ -29,6 +29,7 @@ class Drawn:
 
     def __init__(self, domain: domains.Domain, count: int, draw: Draw) -> None:
         self.name, self.shape = "samples", domain.raw_shape
+        self.frame_stride = domain.frame_stride
         self.labeled, self.count, self.draw = domain.num_classes > 0, count, draw
 
     def __len__(self) -> int:
@@ -63,9 +64,9 @@ class TrainingScore:
         self.domain, self.count, self.ranks = domain, config.score_samples, ranks
         if config.score_reference:
             real = open_images(
-                config.score_reference, image_size=domain.raw_shape[-1], cache_dir=config.cache_dir,
-                workers=config.num_workers, num_frames=domain.num_frames,
-                frame_stride=domain.frame_stride,
+                config.score_reference, image_size=size_of(domain.raw_shape),
+                cache_dir=config.cache_dir, workers=config.num_workers,
+                num_frames=domain.num_frames, frame_stride=domain.frame_stride,
             )  # fmt: skip
         else:
             real = real_of(domain.name, domain, workers=config.num_workers, most=MOST_REAL)

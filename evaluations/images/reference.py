@@ -166,6 +166,8 @@ def make_reference(
     }
     if reference.count is not None:
         arrays["count"] = np.array(reference.count)
+    if real.images.frame_stride is not None:
+        arrays["frame_stride"] = np.array(real.images.frame_stride)
     if reference.spatial is not None:
         arrays |= {
             "mu_s": reference.spatial.mean.numpy(),

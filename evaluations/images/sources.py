@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 
 import domains
 from domains.codecs import PIXELS
-from domains.decoding import FORMATS
+from domains.decoding import Unreadable, opened
 from domains.sources import image_files
 from runtime.errors import InputError, LocalError
 from runtime.files import sha256_of
 from runtime.random import generator
+from runtime.untrusted import MOST_SAMPLE, Member, open_archive, open_member, read_members
 
 # What numpy and zipfile raise on files that are damaged, or no .npz.
 DAMAGED = (
@@ -40,6 +41,7 @@ class Images(Protocol):
 
     name: str  # what a person calls them
     shape: tuple[int, ...]  # (C, H, W), (C, T, H, W) or (channels, samples)
+    frame_stride: int | None  # of clips, frames from one to the next; None: unknown, or no clips
 
     def __len__(self) -> int: ...
 
@@ -79,12 +81,8 @@ class NpzImages:
             if array not in self.names:
                 there = ", ".join(self.names) or "nothing"
                 raise InputError(f"{path} has no array {array} (the images), but {there}")
-            with self.opened() as file:
-                shape, in_columns, dtype = header(file)
-                begin = file.tell()
-            with zipfile.ZipFile(self.path) as archive:
-                end = archive.getinfo(f"{array}.npy").file_size
-            labels = read_arrays(self.path, [LABELS[array]]).get(LABELS[array])
+            shape, in_columns, dtype = self.opened().header
+            beside = read_arrays(self.path, [LABELS[array], "frame_stride"])
         except InputError:
             raise
         except DAMAGED as error:
@@ -98,11 +96,15 @@ class NpzImages:
                 "channels), clips (N, frames, height, width, 1 or 3), nor int16 (N, samples, 1 or "
                 "2 channels)"
             )
-        if min(shape) < 1 or end - begin != math.prod(shape) * dtype.itemsize:
-            raise InputError(f"{path}: {array} of shape {shape} has {end - begin} bytes of images")
+        if min(shape) < 1 or math.prod(shape[1:]) * dtype.itemsize > MOST_SAMPLE:
+            raise InputError(f"{path}: {array} has the shape {shape}")
         self.count, *axes, channels = shape
         self.dtype, self.shape = dtype, (channels, *axes)
+        labels, stride = beside.get(LABELS[array]), beside.get("frame_stride")
         self.labels = None if labels is None else self.classes(labels)
+        if stride is not None and (stride.shape != () or stride.dtype.kind != "i" or stride < 1):
+            raise InputError(f"{path}: frame_stride is {stride!r}, not a number of frames")
+        self.frame_stride = None if stride is None else int(stride)
 
     def __len__(self) -> int:
         return self.count
@@ -111,8 +113,7 @@ class NpzImages:
         channels, *axes = self.shape
         row = math.prod(self.shape) * self.dtype.itemsize
         try:
-            with self.opened() as file:
-                header(file)
+            with self.opened().file as file:
                 file.seek(file.tell() + numbers.start * row)
                 for first in range(numbers.start, numbers.stop, size):
                     stop = min(first + size, numbers.stop)
@@ -128,15 +129,15 @@ class NpzImages:
     def fingerprint(self) -> str:
         """Of the file, whose own checksums are compared too: `blocks` may not come to its end."""
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with open_archive(self.path) as archive:
                 if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"bad CRC-32 for {damaged}")
+                    raise ValueError(f"bad CRC-32 for {damaged}")
         except DAMAGED as error:
             raise unreadable(self.path, error) from error
         return sha256_of(self.path)
 
-    def opened(self) -> IO[bytes]:
-        return zipfile.ZipFile(self.path).open(f"{self.array}.npy")
+    def opened(self) -> Member:
+        return open_member(open_archive(self.path), self.array)
 
     def classes(self, labels: np.ndarray) -> Tensor | None:
         if labels.ndim == 2 and len(labels) == self.count:
@@ -155,8 +156,11 @@ def names_in(path: Path) -> list[str]:
         raise InputError(f"{path}: there is no such file; sample_ddp.py writes samples")
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is no .npz file, or only the beginning of one")
-    with zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
+    try:
+        with open_archive(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except DAMAGED as error:
+        raise unreadable(path, error) from error
 
 
 def read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
@@ -166,18 +170,9 @@ def read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
         InputError: it is damaged, or they hold objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in names if name in archive.files}
+        return read_members(path, names)
     except DAMAGED as error:
         raise unreadable(path, error) from error
-
-
-def header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and type of the array whose values follow."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
@@ -195,7 +190,7 @@ class DataSetImages:
         self.name, self.domain, self.image_set = name, domain, image_set
         self.workers = workers if image_set.decodes else 0
         self.numbers = np.arange(len(image_set)) if numbers is None else numbers
-        self.shape = domain.raw_shape
+        self.shape, self.frame_stride = domain.raw_shape, domain.frame_stride
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -234,16 +229,22 @@ def side_of_first(folder: Path) -> int:
     Raises:
         InputError: there is none.
     """
-    from PIL import Image
-
     first = next(image_files(folder), None)
     if first is None:
         raise InputError(f"{folder} has no images")
     try:
-        with Image.open(first, formats=FORMATS) as image:
+        with opened(first, first) as image:
             return min(image.size)
-    except OSError as error:
-        raise InputError(f"{first} cannot be read as an image ({error})") from error
+    except Unreadable as error:
+        raise InputError(str(error)) from error
+
+
+def size_of(shape: tuple[int, ...]) -> int | tuple[int, int] | None:
+    """What --image-size would say of samples; of clips that are no squares, height and width."""
+    if not shape:
+        return None
+    oblong = len(shape) == 4 and shape[2] != shape[3]
+    return shape[2:] if oblong else shape[-1]
 
 
 class Real(NamedTuple):
@@ -254,24 +255,25 @@ class Real(NamedTuple):
 
 
 def open_images(
-    asked: str, *, image_size: int | None = None, data_path: str | None = None,
+    asked: str, *, image_size: int | tuple[int, int] | None = None, data_path: str | None = None,
     cache_dir: str | None = None, workers: int = 0, num_frames: int | None = None,
-    frame_stride: int | None = None, held_out: bool = False,
+    frame_stride: int | None = None, held_out: int | None = None,
 ) -> Real:  # fmt: skip
     """An .npz, a folder of images, or a data set by its --dataset_name.
 
     Args:
-        image_size: what a folder's images are cropped to, as ADM does; None: the first one's size.
+        image_size: what a folder's images are cropped to, as ADM does; of clips also height and
+            width; None: the first one's size.
         workers: processes that decode.
         num_frames, frame_stride: of clips of a data set of videos.
-        held_out: of a data set that part alone, which then sets no floor.
+        held_out: at most so many of a data set's held-out part alone, which then sets no floor.
 
     Raises:
         InputError: there is no such thing.
     """
     path = Path(asked)
     if path.suffix == ".npz" or path.is_file():
-        if held_out:
+        if held_out is not None:
             raise InputError(f"--held-out: {asked} is a file; name a data set")
         images = NpzImages(path)
         return Real(images, NpzImages(path, "held_out") if "held_out" in images.names else None)
@@ -284,8 +286,8 @@ def open_images(
         name, image_size=image_size, vae=PIXELS, cache_dir=cache_dir, num_frames=num_frames,
         frame_stride=frame_stride, **where,
     )  # fmt: skip
-    if held_out:
-        return Real(held_out_of(asked, domain, workers=workers), None)
+    if held_out is not None:
+        return Real(held_out_of(asked, domain, workers=workers, most=held_out), None)
     return real_of(asked, domain, workers=workers)
 
 
@@ -312,13 +314,15 @@ def real_of(name: str, domain: domains.Domain, *, workers: int, most: int | None
         return Real(images, None)
 
 
-def held_out_of(name: str, domain: domains.Domain, *, workers: int) -> DataSetImages:
+def held_out_of(
+    name: str, domain: domains.Domain, *, workers: int, most: int | None = None
+) -> DataSetImages:
     """
     Raises:
         NoHeldOut: the data have no such part.
     """
     held_out = domain.held_out_set()
     # In a random order: a data set may lie sorted by class, and a part of it is used.
-    order = torch.randperm(len(held_out), generator=generator("cpu", "held out")).numpy()
+    order = domains.held_out_order(len(held_out))[:most].numpy()
     name = f"{name}, held out"
     return DataSetImages(name, domain, held_out, order, workers=workers)

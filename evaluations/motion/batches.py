@@ -1,9 +1,8 @@
 """Batches of 32 motions with their captions: of real clips, and of samples."""
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor
 
 from domains.decoding import Unreadable
 from domains.humanml3d import CANVAS, UNIT, WIDTH, Caption, Clips
-from evaluations.images.sources import DAMAGED, header, names_in, read_arrays, unreadable
+from evaluations.images.sources import DAMAGED, names_in, read_arrays, unreadable
 from runtime.errors import InputError
 from runtime.random import seed_of
+from runtime.untrusted import Member, open_archive, open_member
 
 from .evaluator import Statistics
 
@@ -82,8 +82,7 @@ class Samples:
                         f"{path} has no array {name} (the {what}), but "
                         f"{', '.join(names) or 'nothing'}: draw samples of a model of humanml3d"
                     )
-            with self.opened() as file:
-                shape, in_columns, dtype = header(file)
+            shape, in_columns, dtype = self.opened().header
         except InputError:
             raise
         except DAMAGED as error:
@@ -100,8 +99,8 @@ class Samples:
     def __len__(self) -> int:
         return self.count
 
-    def opened(self) -> IO[bytes]:
-        return zipfile.ZipFile(self.path).open("arr_0.npy")
+    def opened(self) -> Member:
+        return open_member(open_archive(self.path), "arr_0")
 
     def asked(self, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The two columns of arr_1."""
@@ -132,8 +131,7 @@ class Samples:
         shape = (BATCH, self.canvas, WIDTH)
         size = 4 * BATCH * self.canvas * WIDTH
         try:
-            with self.opened() as file:
-                header(file)
+            with self.opened().file as file:
                 for first in range(0, count, BATCH):
                     content = file.read(size)
                     if len(content) < size:

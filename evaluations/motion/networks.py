@@ -10,9 +10,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from domains import humanml3d
 from evaluations.extractors.extractor import UNREADABLE, reason_of
 from runtime.errors import InputError
+from runtime.tensors import read_tensors
 
 from . import words
 
+WIDEST = 65_536
 FEET = 4  # the last features of a frame, which no network sees
 
 
@@ -112,9 +114,10 @@ def load(path: Path) -> Loaded:
         InputError: damaged, or not these networks.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensors(path)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
+        check_sizes(content.get("sizes", {}))
         with torch.device("meta"):  # no time and no random numbers for weights that are replaced
             networks = Matching(Sizes(**content.get("sizes", {})))
         for name, network in networks.named_children():
@@ -126,6 +129,15 @@ def load(path: Path) -> Loaded:
         ) from error
     trained_on = content.get("trained_on")
     return Loaded(networks.eval().requires_grad_(False), trained_on and str(trained_on))
+
+
+def check_sizes(sizes: Any) -> None:
+    """
+    Raises:
+        ValueError: no widths of networks.
+    """
+    if any(type(size) is not int or not 0 < size <= WIDEST for size in dict(sizes).values()):
+        raise ValueError("its sizes are no widths of networks")
 
 
 def checked(state: Any, called: str, network: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from runtime.errors import InputError
 from runtime.files import atomic_write
+from runtime.untrusted import read_array
 
 WIDTH = 300  # of a word's vector
 LONGEST = 20  # words of a caption that are read
@@ -84,8 +85,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     """
     data, listed, indexed = (folder / name for name in FILES)
     try:
-        vectors = np.load(data, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+        vectors = read_array(data)
+    except (OSError, ValueError) as error:
         raise InputError(f"{data} cannot be read as an array of numbers ({error})") from error
     if vectors.ndim != 2 or vectors.shape[1] != WIDTH or vectors.dtype.kind != "f":
         raise InputError(

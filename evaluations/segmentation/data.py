@@ -21,6 +21,7 @@ from domains.codecs import PIXELS
 from domains.decoding import Unreadable, opened, to_rgb
 from evaluations.metrics.segmentation import IGNORED
 from runtime.errors import InputError, LocalError
+from runtime.untrusted import name_inside, shown
 
 from .shapes import pixels_of
 
@@ -36,6 +37,7 @@ VOC_LAYOUT = f"{VOC_FOLDER}/ with JPEGImages/, SegmentationClass/ and ImageSets/
 # What a file that is no COCO JSON makes json and pycocotools raise.
 NO_COCO = (
     OSError, ValueError, AssertionError, LookupError, TypeError, AttributeError, RecursionError,
+    MemoryError, OverflowError,
 )  # fmt: skip
 
 
@@ -149,6 +151,17 @@ def check_files(files: Sequence[str], named_by: str | Path) -> None:
         raise InputError(f"{named_by} names {absent}, which is not there: unpack it too")
 
 
+def check_inside(root: Path, files: Sequence[str], named_by: Path) -> None:
+    """
+    Raises:
+        InputError: a file is not below the root.
+    """
+    for file in files:
+        inside = file.removeprefix(f"{root}/")
+        if inside == file or ".." in Path(inside).parts:
+            raise InputError(f"{named_by} names {shown(file)}, which is not in --masks-path {root}")
+
+
 class VOCMasks(FileMasks):
     """Pascal VOC 2012: 1,464 images to train on, 1,449 (val) held out; object borders IGNORED."""
 
@@ -162,6 +175,7 @@ class VOCMasks(FileMasks):
         except (RuntimeError, OSError, UnicodeDecodeError) as error:
             raise InputError(no_voc(root, part)) from error
         listed = root / VOC_FOLDER / "ImageSets" / "Segmentation" / f"{part}.txt"
+        check_inside(root, [*data.images, *data.masks], listed)
         check_files(data.images, listed)
         check_files(data.masks, listed)
         super().__init__(asked, VOC_CLASSES, data.images)
@@ -213,7 +227,8 @@ class COCOMasks(FileMasks):
                 coco = reader(self.json)
             categories = sorted(coco.cats)
             names = tuple(str(coco.cats[number]["name"]) for number in categories)
-            files = [str(root / part / image["file_name"]) for image in coco.imgs.values()]
+            names_of_files = [name_inside(image["file_name"]) for image in coco.imgs.values()]
+            files = [str(root / part / name) for name in names_of_files]
             shapes = shapes_of(coco, {number: 1 + i for i, number in enumerate(categories)})
         except NO_COCO as error:
             raise InputError(f"{self.json} is no JSON of COCO's {kind}: {reason(error)}") from error

@@ -95,7 +95,7 @@ def test_the_real_tables_have_87_genres_and_then_40_instruments(tmp_path):
         ("TRACK_ID\tPATH\n", "is no TSV of MTG-Jamendo"),
         (None, "there is no such file; expected data/splits/split-0"),
         ("{head}\ntrack_1\tartist\talbum\t00/1.mp3\n", "line 2: 4 columns"),
-        ("{head}\nt\ta\tb\t../../etc/x.mp3\t1.0\tgenre---x\n", "leads out of the audio folder"),
+        ("{head}\nt\ta\tb\t../../etc/x.mp3\t1.0\tgenre---x\n", "leads out of its folder"),
     ],
 )
 def test_a_table_that_is_none_is_named(tmp_path, content, sentence):

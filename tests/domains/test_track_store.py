@@ -274,7 +274,7 @@ def test_a_truncated_or_missing_shard_is_named(store):
         (lambda m: m["encoding"]["codec"].update(sha256="0"), "disagree about the codec"),
         (lambda m: m["encoding"].update(vocabulary=[]), "disagree about the vocabulary"),
         (lambda m: m["encoding"].update(held_out=5), "some of the tracks are held out"),
-        (lambda m: m["encoding"].update(form=[2, 4, 0, RATE]), "sizes are 1 or more"),
+        (lambda m: m["encoding"].update(form=[2, 4, 0, RATE]), "hop is 0"),
         (lambda m: m["encoding"].update(form=[2, 4, 64]), "is no manifest of latents"),
         (lambda m: m["encoding"].update(count=3), "its shards do not fit its counts"),
         (lambda m: m["shards"][0].update(latents=1), "disagree about its content"),

@@ -18,7 +18,13 @@ from domains.decoding import Unreadable, center_crop
 from domains.video import read_ssv2
 from runtime.errors import InputError
 from tests.domains.music import tone, write_mp3
-from tests.domains.videos import frames_of, numbers_in, write_clevrer, write_ssv2, write_video
+from tests.domains.videos import (
+    frames_of,
+    numbers_in,
+    write_clevrer,
+    write_numbered_ssv2,
+    write_video,
+)
 
 CUT = Cut(frames=16, stride=3, size=(16, 16))  # 46 frames from first to last
 GAP = (255, 255)
@@ -31,7 +37,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["something-something-v2-{}.json", "labels/{}.json"])
 def ssv2(request, tmp_path_factory):
-    return write_ssv2(tmp_path_factory.mktemp("ssv2"), request.param)
+    return write_numbered_ssv2(tmp_path_factory.mktemp("ssv2"), request.param)
 
 
 def clevrer(root, **flags):
@@ -281,6 +287,18 @@ def test_a_video_that_cannot_be_read_is_named(tmp_path, kind, sentence):
         decoded(path, CUT, place=0.0)
     batch = clevrer(tmp_path).train_set().__getitems__(Draws.plain([0]))
     assert path.name in batch.error
+
+
+def test_with_skip_corrupt_the_next_video_stands_in_for_one_that_cannot_be_read(tmp_path):
+    write_clevrer(tmp_path, train=2, validation=0)
+    damaged(tmp_path / "video_train" / "video_00000-01000", "text")
+    clips = clevrer(tmp_path, skip_corrupt=True).train_set()
+    draws = Draws(np.array([0, 1, 0]), np.array([3, 3, 4]))
+    batch = clips.__getitems__(draws).checked()
+    assert batch.index.tolist() == [1, 1, 1] and torch.equal(batch.raw[0], batch.raw[1])
+    assert len(batch.problems) == 2 and "video_00000.mp4 cannot be decoded" in batch.problems[0]
+    said = clevrer(tmp_path).train_set().__getitems__(draws).error
+    assert "video_00000.mp4" in said and "--skip-corrupt goes on without such videos" in said
 
 
 def test_a_video_with_too_few_frames_is_named(tmp_path):

@@ -1,10 +1,11 @@
 """Real video files whose frames say their number, in the layouts of CLEVRER and SSv2."""
 
-import json
 from fractions import Fraction
 
 import av
 import numpy as np
+
+from tests.ssv2 import write_parts
 
 LEVEL = 4  # of grey from one frame to the next
 CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
@@ -41,18 +42,13 @@ def write_clevrer(root, train=4, validation=2, count=50, size=(32, 48)):
     return root
 
 
-def write_ssv2(root, lists, lengths=(40, 20)):
-    """Lists named as 20BN ("{}") or Qualcomm has them; the second video is too short for a clip."""
-    for part, first in (("train", 100), ("validation", 200)):
-        entries = []
-        for number, length in enumerate(lengths, start=first):
-            video = root / "20bn-something-something-v2" / f"{number}.webm"
-            write_video(video, frames_of(length))
-            entries.append({
-                "id": str(number), "label": f"holding thing {number}",
-                "template": "Holding [something]", "placeholders": [f"thing {number}"],
-            })  # fmt: skip
-        path = root / lists.format(part)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(entries))
-    return root
+def write_numbered_ssv2(root, lists, lengths=(40, 20)):
+    """SSv2's layout of frames that say their number; the second video is too short for a clip."""
+    parts = {
+        part: [
+            (number, f"holding thing {number}", frames_of(length))
+            for number, length in enumerate(lengths, start=first)
+        ]
+        for part, first in (("train", 100), ("validation", 200))
+    }
+    return write_parts(root, parts, lists)

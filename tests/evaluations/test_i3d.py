@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+import domains
 from evaluations.extractors import i3d, open_extractor
 from evaluations.extractors.classifier import Classifier, SmallCNN
 from evaluations.extractors.extractor import as_color
-from evaluations.images.sources import NpzImages
+from evaluations.images.sources import NpzImages, open_images
 from evaluations.metrics import Moments, frechet_distance
 from runtime.errors import InputError
 from tests.commands import refused, succeed
+from tests.ssv2 import write_ssv2
 
 SCORE = "evaluations.images.__main__"
 CPU = ["--device", "cpu", "--num-workers", 0]
@@ -87,7 +89,7 @@ def test_fvd_is_the_frechet_distance_of_what_the_file_gives(stub, tmp_path):
     expected = frechet_distance(moments(drawn), moments(real))
     assert found["scores"]["fvd"] == pytest.approx(expected, rel=1e-4) and expected > 0.05
     assert "FVD" in said and "12 frames of 8 x 8 pixels" in said and "kvd" in found["scores"]
-    assert found["clips"] == {"frames": 12, "height": 8, "width": 8}
+    assert found["clips"] == {"frames": 12, "height": 8, "width": 8, "frame_stride": None}
     assert found["extractor"]["name"].startswith("i3d") and len(found["extractor"]["sha256"]) == 64
     assert (tmp_path / "drawn.score.png").stat().st_size > 2000
 
@@ -100,6 +102,55 @@ def test_results_of_other_clips_are_not_compared(stub, tmp_path):
         succeed(SCORE, tmp_path / f"{frames}.npz", tmp_path / f"{frames}.npz", *words)
     both = [tmp_path / "12.score.json", tmp_path / "11.score.json"]
     assert "clips" in refused(SCORE, "--compare", *both)
+
+
+@pytest.fixture(scope="module")
+def ssv2(tmp_path_factory):
+    pytest.importorskip("av")
+    captions = {"validation": [f"holding a cup {number}" for number in range(9)]}
+    return write_ssv2(tmp_path_factory.mktemp("ssv2"), frames=16, captions=captions)
+
+
+def real_clips(root, path, **flags):
+    """Held-out clips in oblong frames as samples, with the protocol that sample_ddp.py writes."""
+    shape = dict(image_size=(24, 40), num_frames=11) | flags
+    domain = domains.build("ssv2", data_path=str(root), vae="none", **shape)
+    numbers = domains.held_out_order(9)[:5]
+    raw = domain.held_out_set().__getitems__(domains.Draws.plain(numbers)).checked().raw
+    np.savez(path, arr_0=domain.arrays(raw))
+    protocol = {"sampler": {}, "frame_stride": domain.frame_stride}
+    path.with_suffix(".json").write_text(json.dumps(protocol))
+    return path
+
+
+def test_real_clips_as_samples_score_nothing_beside_as_many_held_out_ones(stub, ssv2, tmp_path):
+    samples = real_clips(ssv2, tmp_path / "x.npz", frame_stride=1)
+    words = ["--extractor", f"i3d:{stub}", "--allow-unverified-weights", *CPU, "--data-path", ssv2]
+    succeed(SCORE, "ssv2", samples, "--held-out", *words)
+    found = json.loads((tmp_path / "x.score.json").read_text())
+    assert abs(found["scores"]["fvd"]) < 1e-6
+    assert found["reference"]["images"] == found["images"] == 5
+    assert found["clips"] == {"frames": 11, "height": 24, "width": 40, "frame_stride": 1}
+
+
+def test_clips_of_another_shape_or_stride_are_not_scored(stub, ssv2, tmp_path):
+    samples = real_clips(ssv2, tmp_path / "x.npz", frame_stride=2, num_frames=6)
+    words = ["--extractor", f"i3d:{stub}", "--allow-unverified-weights", *CPU]
+    real = ["ssv2", samples, "--held-out", "--data-path", ssv2]
+    said = refused(SCORE, *real, *words, "--image-size", 24)
+    assert "x.npz has clips of 6 frames of 24 x 40 pixels" in said and "24 x 24" in said
+    said = refused(SCORE, *real, *words, "--frame-stride", 1)
+    assert "--frame-stride 1: the samples have 2, leave it out" in said
+    arrays = np.load(samples)["arr_0"]
+    np.savez(tmp_path / "real.npz", arr_0=arrays, frame_stride=np.array(3))
+    said = refused(SCORE, tmp_path / "real.npz", samples, *words)
+    assert "every 3. frame of its videos, and the samples every 2." in said
+
+
+def test_as_many_of_the_held_out_clips_are_looked_at_as_there_are_samples(ssv2):
+    flags = dict(data_path=str(ssv2), image_size=16, num_frames=4, held_out=1)
+    (one,) = open_images("ssv2", **flags).images.numbers
+    assert one == domains.held_out_order(9)[0]
 
 
 def test_grey_clips_are_seen_as_color(stub):

@@ -61,7 +61,7 @@ def test_a_large_file_is_never_held_whole(tmp_path, save):
         ({"arr_0": np.asfortranarray(IMAGES)}, "Fortran order"),
         ({"arr_0": IMAGES, "arr_1": np.zeros(3, np.int64)}, "arr_1 is int64"),
         ({"arr_0": IMAGES, "arr_1": np.zeros(10)}, "arr_1 is float64"),
-        ({"arr_0": np.array([{}])}, "arr_0 is object"),
+        ({"arr_0": np.array([{}])}, "no readable .npz file .*array of object"),
         ({"arr_0": IMAGES, "arr_1": np.array([{}])}, "no readable .npz"),
     ],
 )
@@ -85,14 +85,17 @@ def test_damaged_files_are_named(tmp_path):
     path.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
     with pytest.raises(InputError, match="x.npz is no readable .npz file .*CRC"):
         everything(NpzImages(path))
-    for content in (npy(IMAGES)[:-1], npy(IMAGES) + b" ", npy(IMAGES[:0])):
+    for content, words in (
+        (npy(IMAGES)[:-1], "in 719 bytes"), (npy(IMAGES) + b" ", "in 721 bytes"),
+        (npy(IMAGES[:0]), "has the shape"),
+    ):  # fmt: skip
         with zipfile.ZipFile(path, "w") as archive:  # a header that promises another number
             archive.writestr("arr_0.npy", content)
-        with pytest.raises(InputError, match=r"arr_0 of shape \(.* has .* bytes of images"):
+        with pytest.raises(InputError, match=words):
             NpzImages(path)
 
 
-@pytest.mark.parametrize("method", ["ZIP_STORED", "ZIP_DEFLATED", "ZIP_BZIP2", "ZIP_LZMA"])
+@pytest.mark.parametrize("method", ["ZIP_STORED", "ZIP_DEFLATED"])
 def test_a_flipped_bit_is_found_in_the_end_whoever_read_what(tmp_path, method):
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w", getattr(zipfile, method)) as archive:

@@ -71,7 +71,7 @@ def test_tensors_have_the_published_names_and_shapes():
 def test_the_published_file_loads_with_all_that_it_has_besides(tmp_path):
     """Its optimizers, and its counters."""
     state = {
-        name: {key: torch.full((1,), 0.5).expand(shape) for key, shape in tensors.items()}
+        name: {key: torch.full(shape, 0.5) for key, shape in tensors.items()}
         for name, tensors in PUBLISHED.items()
     }
     moments = {0: {"step": 5, "exp_avg": torch.zeros(3)}}

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import tyro
@@ -188,7 +189,7 @@ def test_a_row_that_cannot_train_is_refused_before_the_others_do(results, here):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_command_of_every_script_has_flags_that_exist(name, results, monkeypatch):
     (experiment,) = [e for e in vars(SCRIPTS[name]).values() if isinstance(e, Experiment)]
-    presets = [experiment.presets[0], "digits"]
+    presets = [*experiment.presets, "digits"]
     said = succeed(f"experiments.{name}", "--preset", *presets, "--results", results, "--dry-run")
     assert not (results / experiment.name).exists()
     commands = [shlex.split(line) for line in said.out.splitlines()]
@@ -197,6 +198,16 @@ def test_every_command_of_every_script_has_flags_that_exist(name, results, monke
         monkeypatch.setattr(sys, "argv", ["", *words[1:]])
         lengths.add(PARSERS[words[0]](words[1:]))
     assert {PRESETS[preset]["max_steps"] for preset in presets} <= lengths
+
+
+def test_networks_of_others_are_sampled_by_their_own_protocols(results):
+    said = succeed("experiments.table7", "--results", results, "--dry-run").out
+    drawn = [line for line in said.splitlines() if "sample_ddp.py" in line]
+    protocols = set()
+    for words in map(shlex.split, drawn):
+        run = Path(words[words.index("--ckpt") + 1]).parent.parent.name
+        protocols.add((run.split("-")[1], words[words.index("--protocol") + 1]))
+    assert protocols == {("SiT", "paper-ode"), ("Wan2.1", "wan"), ("CogVideoX", "cogvideox")}
 
 
 def without_seeds_and_paths(commands):

@@ -102,6 +102,11 @@ def test_a_name_that_does_not_exist_is_answered_with_the_nearest(model, name, ne
         find_blocks(model, name)
 
 
+def test_a_model_of_one_module_has_no_near_names():
+    with pytest.raises(ValueError, match="^no module 'x' in Identity: it has no modules inside$"):
+        find_blocks(nn.Identity(), "x")
+
+
 class Returning(nn.Module):
     """A block that returns what it is called with."""
 
@@ -153,6 +158,11 @@ def test_tokens_that_give_no_tokens_are_refused():
         recorded(IMAGE, tokens=lambda output: output[0])
 
 
+def test_tokens_that_fail_are_told_which_block_returned_what():
+    with pytest.raises(ValueError, match=r"^tokens=\.\.\. fails on what block 1 returns, a tuple"):
+        recorded(TEXT, IMAGE, tokens=lambda output: output[2])
+
+
 def test_a_block_within_a_checkpointed_stretch_gets_the_same_gradient(perturb):
     """As timm has it: several blocks in one checkpoint, the student in the middle, and a slice."""
     layers = [nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True) for _ in range(6)]
@@ -190,6 +200,37 @@ def test_a_backward_pass_inside_the_with_does_no_harm(model, inputs):
 
     for a, b in zip(gradients(True), gradients(False), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_second_forward_pass_inside_the_with_is_refused(model, inputs):
+    with record_blocks(model.blocks, (2,)) as blocks:
+        model(*inputs)
+        first = blocks[2]
+        with pytest.raises(ValueError, match="^block 2 ran twice .*a `with` for every forward"):
+            model(*inputs)
+    assert blocks[2] is first
+
+
+def test_a_model_compiled_whole_sees_hooks_of_its_own_with_alone(model, inputs):
+    """Hooks, a plain call, hooks: features are right, or there are none, but never old ones."""
+    compiled = torch.compile(model, backend="eager")
+
+    def recorded(shift):
+        with record_blocks(model.blocks, (2, 5)) as blocks:
+            compiled(inputs[0] + shift, *inputs[1:])
+        return blocks
+
+    first = recorded(0)
+    kept = dict(first)
+    compiled(inputs[0] + 1, *inputs[1:])
+    assert kept.keys() == first.keys() and all(kept[n] is first[n] for n in kept)
+    for shift, blocks in ((0, first), (2, recorded(2))):
+        expected = model(inputs[0] + shift, *inputs[1:], return_blocks=(2, 5)).blocks
+        for number, found in blocks.items():
+            torch.testing.assert_close(found, expected[number])
+        if not blocks:
+            with pytest.raises(ValueError, match="compile it block by block"):
+                LayerSync([(2, 5)])(blocks)
 
 
 def test_a_model_compiled_whole_that_ignores_hooks_is_an_error_not_a_zero(model, inputs):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import checkpoint
+from runtime import checkpoint, files
 from runtime.distributed import Ranks
 from runtime.ema import EMA
-from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.errors import InputError, sentence_of
+from runtime.files import atomic_write, retried
 from runtime.log import Log, cut_after, readable
 from runtime.npz import Blocks
 from runtime.random import generator, seed_of
@@ -24,6 +24,41 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        OSError("Input/output error (os error 5)"),  # safetensors
+        FileNotFoundError("No such file or directory: f"),  # and where it is there
+        RuntimeError("unable to mmap 9 bytes from file <f>: Input/output error (5)"),  # torch
+    ],
+)
+def test_what_libraries_make_of_a_failing_read_is_retried_and_then_named(
+    said, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0))
+    tries = []
+
+    def fail_until(last):
+        tries.append(1)
+        if len(tries) < last:
+            raise said
+        return "read"
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f").touch()
+    assert retried(lambda: fail_until(3), "f") == "read"
+    with pytest.raises(OSError) as caught:
+        retried(lambda: fail_until(99), "f")
+    assert sentence_of(caught.value) == "f: Input/output error"
+
+
+def test_other_errors_are_left_as_they_are():
+    for error in (RuntimeError("shapes differ"), OSError("no such model on the hub")):
+        with pytest.raises(type(error)) as caught:
+            retried(lambda error=error: (_ for _ in ()).throw(error), "f")
+        assert caught.value is error and str(error) in ("shapes differ", "no such model on the hub")
 
 
 def test_seeds_of_near_keys_are_unrelated():
@@ -115,11 +150,39 @@ def test_the_log_writes_means_since_the_last_line(tmp_path, capsys):
     assert "step 2/4  loss 2.0000" in capsys.readouterr().out
 
 
-def test_a_mean_that_is_not_finite_stops_the_run(tmp_path):
+def test_means_are_of_the_steps_that_were_taken(tmp_path):
     log = Log(tmp_path, ALONE, start=10, stop=30, images_per_step=8)
+    for value in (1.0, float("nan"), 4.0):
+        log.add(loss=torch.tensor(value))
+    log.write(13)
     log.add(loss=torch.tensor(float("nan")))
-    with pytest.raises(FloatingPointError, match="loss became nan between steps 10 and 20"):
-        log.write(20)
+    log.write(14)
+    log.close()
+    first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert first["loss"] == 2.5 and "loss" not in second
+
+
+def test_a_full_disk_names_the_log(tmp_path):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    log = Log(tmp_path, ALONE, start=0, stop=9, images_per_step=8)
+    log.add(loss=torch.tensor(1.0))
+    with pytest.raises(OSError, match="No space left") as error:
+        log.write(2)
+    assert error.value.filename == str(tmp_path / "log.txt")
+
+
+def test_a_log_that_goes_back_forgets_what_is_done_again(tmp_path):
+    log = Log(tmp_path, ALONE, start=0, stop=9, images_per_step=8)
+    for step in (2, 4, 6):
+        log.add(loss=torch.tensor(1.0))
+        log.write(step)
+    log.rewind(4, rollback={"from": 6})
+    log.add(loss=torch.tensor(2.0))
+    log.write(6)
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 5, 6]
+    assert rows[2] == {"step": 5, "rollback": {"from": 6}} and rows[3]["loss"] == 2.0
 
 
 def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path):

@@ -80,6 +80,19 @@ def test_paper_sde_makes_250_guided_calls():
     assert run_protocol("paper-sde").batches == [4] * 250
 
 
+def test_wan_makes_50_guided_calls():
+    assert run_protocol("wan").batches == [4] * 50
+
+
+def test_cogvideox_draws_by_50_ticks_from_the_last_to_the_first():
+    _, row = flags_of("cogvideox")
+    model = Recorder(lambda x, t: toy_field(x, t))
+    sampler = Sampler(create_transport("CogVideoX", "v_prediction"))
+    sampler.sample_ddpm(num_steps=row["num_sampling_steps"])(normal(9, 2, 4, 4, 4), model)
+    ticks = [int(1000 * (1 - t)) for t in model.times]
+    assert len(ticks) == 50 and ticks[0] == 999 and ticks[-1] == 0
+
+
 def test_repa_sde_guides_from_t_of_three_tenths():
     model = run_protocol("repa-sde")
     assert model.batches == [2 if t < 0.3 else 4 for t in model.times]
