@@ -15,7 +15,7 @@ from runtime.checkpoint import Checkpoint
 from runtime.config import ExportConfig
 from runtime.entry import asked_of_user, run, speaks
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, written_whole
 
 INSTALL = "pip install '.[vae]'"
 # Flags of the run that the model card states.
@@ -49,13 +49,18 @@ def write_hub(found: Checkpoint, flags: ExportConfig) -> str:
     except ImportError as error:
         raise InputError(f"--to hub needs huggingface_hub ({error}): {INSTALL}") from error
     model = HubSiT.of(weights_of(found, flags), found.architecture, found.args, found.reversed_time)
+    config = {**model.config, "class_dropout_prob": 0.0, checkpoint.RUN: checkpoint.run_of(found)}
     card = {"title": found.args.get("model", "SiT"), "facts": facts_of(found, flags)}
-    model.save_pretrained(flags.out, model_card_kwargs=card)
-    said = f"{flags.out}: models.hub.HubSiT.from_pretrained({flags.out!r})"
+    with written_whole(flags.out) as folder:
+        model.save_pretrained(folder, config=config, model_card_kwargs=card)
+    said = (
+        f"{flags.out}: models.hub.HubSiT.from_pretrained({flags.out!r}), or --ckpt {flags.out} of "
+        "every command here"
+    )
     if not flags.push:
         return said
     try:
-        url = model.push_to_hub(flags.push, model_card_kwargs=card)
+        url = model.push_to_hub(flags.push, config=config, model_card_kwargs=card)
     except (OSError, ValueError) as error:  # no network, no token, a name that is none
         reason = " ".join(str(error).split())[:160]
         raise InputError(
@@ -79,7 +84,8 @@ def write_dit(found: Checkpoint, flags: ExportConfig) -> str:
     )
     network = DiTTransformer2DModel(**models.dit_config(model.config))
     network.load_state_dict(models.dit_weights(model.state_dict(), model.config))
-    network.save_pretrained(flags.out)
+    with written_whole(flags.out) as folder:
+        network.save_pretrained(folder)
     return (
         f"{flags.out}: diffusers.DiTTransformer2DModel.from_pretrained({flags.out!r}); timestep is "
         "t, from 0 (noise) to 1 (data), and the first channels of its output are the velocity"
@@ -90,7 +96,8 @@ def write_pretrained(found: Checkpoint, flags: ExportConfig) -> str:
     """What Wan2.1 or CogVideoX were taught: LoRA's adapters, or the pipeline's transformer."""
     out, weights, architecture = Path(flags.out), weights_of(found, flags), found.architecture
     if not architecture["lora_rank"]:
-        models.load(weights, architecture).network.save_pretrained(out)
+        with written_whole(out) as folder:
+            models.load(weights, architecture).network.save_pretrained(folder)
         return f"{out}: the pipeline's transformer, for its from_pretrained"
     from safetensors.torch import save
 

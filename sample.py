@@ -49,7 +49,10 @@ def main() -> None:
     z, _ = streams.start(opened.domain.shape, opened.domain.choices)
     raw = opened.draw(flags, streams, z, cond)
     opened.domain.save_grid(raw, Path(flags.out), cond=cond, titles=titles)
-    print(f"{count} samples, {opened.network.calls} network calls: {flags.out}")
+    print(
+        f"{count} samples, guidance {flags.cfg_scale:g}, {opened.network.calls} network calls: "
+        f"{flags.out}"
+    )
 
 
 def asked_for(flags: GridFlags, domain: domains.Domain) -> tuple[Condition, list[str]]:

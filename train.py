@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import domains
 from domains.codecs import difference
-from domains.order import GlobalBatches, positions
+from domains.feed import Feed
+from domains.order import positions
 from layersync import alarms
 from methods import METHODS, Method, check_flags
 from models import Denoiser, Task, adapt, architecture, check_state, create, train_flops
@@ -28,14 +28,13 @@ from runtime.checkpoint import Checkpoint
 from runtime.config import TrainConfig, parse
 from runtime.distributed import Ranks
 from runtime.draws import StepDraws, draws_of_step
-from runtime.ema import EMA
+from runtime.ema import EMA, slow_ema
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError, Requeue
 from runtime.hardware import memory
 from runtime.log import Log
 from runtime.plan import GIB, Needs, costs, measured_rate
 from runtime.precision import Arithmetic, compiles, default_precision, deterministic
-from runtime.prefetch import Prefetch
 from runtime.presets import PRESETS
 from runtime.pulse import Pulse
 from runtime.random import SampleStreams, seed_of
@@ -72,6 +71,8 @@ def main() -> None:
     if origin and start.resumes:
         with asked_of_user(about=start.ckpt):
             trainer.resume(origin)
+    if origin and not trainer.is_finite():
+        raise InputError(f"{start.ckpt} holds numbers that are not finite")
     del origin
     if state.step >= config.max_steps:
         return ranks.from_main(lambda: print(f"{start.folder} is finished: step {state.step}"))
@@ -94,6 +95,8 @@ def main() -> None:
         )  # fmt: skip
         log.open_writers(dataclasses.asdict(config))
         log.say(f"{folder}: {needs.parameters:,} parameters, {trainer.summary()}")
+        if note := slow_ema(config.ema_decay, config.max_steps):
+            log.say(note)
         previews = config.sample_every and ranks.from_main(lambda: trainer.can_decode(log))
         saver = Saver(
             folder, ranks, keep_last=config.keep_last, milestone_every=config.milestone_every
@@ -104,7 +107,7 @@ def main() -> None:
 
 
 def train(
-    trainer: "Trainer", feed: "Feed", log: Log, saver: Saver, pulse: Pulse,
+    trainer: "Trainer", feed: Feed, log: Log, saver: Saver, pulse: Pulse,
     score: "TrainingScore | None", *, previews: bool,
 ) -> None:  # fmt: skip
     """All steps that are left.
@@ -131,12 +134,14 @@ def train(
         last = done == config.max_steps
         stops = pulse.stops() and not last
         saves = last or stops or done % config.ckpt_every == 0
-        if trainer.reports(done) or stops:
+        reports = trainer.reports(done)
+        if reports or stops:
             for step, reason in state.guard.look(done).items():
                 log.skipped_step(step, reason, feed.images_of(step))
             log.write(done, reg_weight=trainer.reg_weight(done - 1), **trainer.counts())
-            # A checkpoint never holds what is not finite.
-            if state.guard.longest > config.max_skipped or (saves and not trainer.is_finite()):
+            # Judged where an uninterrupted run is, too; a checkpoint holds nothing but numbers.
+            broke_down = reports and state.guard.broke_down(config.max_skipped)
+            if broke_down or (saves and not trainer.is_finite()):
                 with aside("going back to a checkpoint"):
                     go_back(trainer, feed, log, saver)
                 continue
@@ -182,7 +187,7 @@ def stop(done: int, log: Log, saver: Saver, pulse: Pulse) -> None:
     raise Requeue
 
 
-def go_back(trainer: "Trainer", feed: "Feed", log: Log, saver: Saver) -> None:
+def go_back(trainer: "Trainer", feed: Feed, log: Log, saver: Saver) -> None:
     """To the newest checkpoint, and on with other data than those that training broke down on.
 
     Raises:
@@ -190,7 +195,8 @@ def go_back(trainer: "Trainer", feed: "Feed", log: Log, saver: Saver) -> None:
     """
     state, done = trainer.state, trainer.state.step
     saver.wait()
-    path = trainer.ranks.from_main(lambda: checkpoint.last_good(log.folder))
+    every = trainer.config.ckpt_every
+    path = trainer.ranks.from_main(lambda: checkpoint.last_good(log.folder, every))
     if path is None:
         raise FloatingPointError(
             f"training broke down by step {done}, before its first checkpoint: lower --lr or give "
@@ -244,7 +250,7 @@ class Trainer:
         self.state = TrainState(
             model, ema, self.regulariser or nn.Identity(),
             lr=config.lr, weight_decay=config.weight_decay, clip=config.clip_grad_norm,
-            spike_sigma=config.spike_sigma,
+            spike_sigma=config.spike_sigma, warmup=config.lr_warmup,
         )  # fmt: skip
 
     def step(self, batches: Iterator[domains.Batch]) -> dict[str, Tensor]:
@@ -525,10 +531,10 @@ def build(
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha,
     )  # fmt: skip
     if not pretrained:
-        with torch.device("meta"):  # shapes alone
-            check_memory(new())
-    torch.manual_seed(config.global_seed)
-    model = new()
+        model = described(new)  # all that a dry run shows
+    if pretrained or not config.dry_run:
+        torch.manual_seed(config.global_seed)
+        model = new()
     if config.shard and pretrained_parts(model):
         raise InputError("--shard is for networks that are trained whole: give --lora-rank 0")
     model.activation_checkpointing = config.activation_checkpointing
@@ -538,17 +544,26 @@ def build(
     return config, domain, transport, model, method
 
 
-def check_memory(model: Denoiser) -> None:
-    """
+def described(new: Callable[[], Denoiser]) -> Denoiser:
+    """A model on the meta device: shapes alone.
+
     Raises:
         InputError: more weights than this machine has memory.
     """
+    try:
+        with torch.device("meta"):
+            model = new()
+    except RuntimeError as error:
+        if "overflowed" not in str(error):
+            raise
+        raise InputError("these flags are of a model of more bytes than a number holds") from error
     parameters = sum(p.numel() for p in model.parameters())
     if 4 * parameters > memory():
         raise InputError(
             f"these flags are of a model of {parameters:,} parameters, {4 * parameters / GIB:,.0f} "
             f"GiB, and this machine has {memory() / GIB:.0f} GiB"
         )
+    return model
 
 
 def with_length(config: TrainConfig, images: int, ranks: int, least: int = 1) -> TrainConfig:
@@ -574,84 +589,6 @@ def with_length(config: TrainConfig, images: int, ranks: int, least: int = 1) ->
         )
     steps = config.epochs * (images // batch) if config.max_steps is None else config.max_steps
     return dataclasses.replace(config, max_steps=steps)
-
-
-def loader(
-    config: TrainConfig, images: domains.DataSet, ranks: Ranks, *, start: int, shift: int = 0
-) -> DataLoader:
-    """This rank's batches after `start` steps; step s is of the batch s + shift."""
-    order = GlobalBatches(
-        len(images), config.global_batch_size, seed=config.global_seed, start=start + shift,
-        stop=config.max_steps + shift, rank=ranks.rank, ranks=ranks.size,
-        micro_batches=config.grad_accum,
-    )  # fmt: skip
-    # Latents are gathered from memory maps in the prefetching thread: processes would only copy.
-    workers = config.num_workers if images.decodes else 0
-    return DataLoader(
-        images, batch_sampler=order, collate_fn=domains.as_read, num_workers=workers,
-        worker_init_fn=signals.ignored,
-    )  # fmt: skip
-
-
-class Feed:
-    """This rank's batches, read ahead and on the device, from any step on; see `loader`.
-
-    Attributes:
-        waited: seconds that the loop has waited for data so far.
-    """
-
-    def __init__(
-        self, config: TrainConfig, images: domains.DataSet, ranks: Ranks,
-        attach: Callable[[domains.Batch], domains.Batch],
-    ) -> None:  # fmt: skip
-        self.config, self.images, self.ranks, self.attach = config, images, ranks, attach
-        self.shift, self.waited_before = 0, 0.0
-        self.ahead: Prefetch | None = None
-
-    def seek(self, step: int, shift: int) -> None:
-        """Read from the step that comes after `step` on; the first batch is there on return.
-
-        Raises:
-            LocalError: something is wrong with it.
-        """
-        self.close()
-        self.shift = shift
-        read = loader(self.config, self.images, self.ranks, start=step, shift=shift)
-        read = map(self.attach, read)
-        self.ahead = Prefetch(read, domains.Batch.to_device, self.ranks.device)
-        self.first: domains.Batch | None = next(self.ahead).checked()
-
-    def __iter__(self) -> Iterator[domains.Batch]:
-        return self
-
-    def __next__(self) -> domains.Batch:
-        """
-        Raises:
-            LocalError: something is wrong with it.
-        """
-        first, self.first = self.first, None
-        return next(self.ahead).checked() if first is None else first
-
-    def images_of(self, step: int) -> list[int]:
-        """The numbers of the images of a step, over all ranks."""
-        read = loader(self.config, self.images, self.ranks, start=step - 1, shift=self.shift)
-        return read.batch_sampler.global_batch(step - 1 + self.shift).index.tolist()
-
-    @property
-    def waited(self) -> float:
-        return self.waited_before + (self.ahead.waited if self.ahead else 0.0)
-
-    def close(self) -> None:
-        if self.ahead:
-            self.waited_before = self.waited
-            self.ahead.__exit__()
-            self.ahead = None
-
-    def __enter__(self) -> "Feed":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.close()
 
 
 def sound(feed: Feed, log: Log, pulse: Pulse) -> Iterator[domains.Batch]:

@@ -15,6 +15,7 @@ import torch
 import domains
 from benchmarks.ours import LEAST, NEVER, StepFlags, config_of, one_process, trainer_of
 from benchmarks.report import CLOCKS, Contestant, beside, interleave, parse, publish
+from domains.feed import loader
 from domains.image_store import ImageEncoding, content_of
 from domains.latents import SD_SCALE
 from domains.order import GlobalBatches
@@ -23,7 +24,6 @@ from runtime.distributed import Ranks
 from runtime.entry import run
 from runtime.errors import InputError
 from runtime.prefetch import Prefetch
-from train import loader
 
 
 @dataclass(frozen=True)

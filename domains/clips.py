@@ -21,6 +21,7 @@ from .sound import container, pyav
 
 FPS = 8  # of samples; CLEVRER has 25 frames a second, every third of which is in a clip
 MOST_PIXELS = 2**26  # of a frame: twice 8K
+MOST_BYTES = 2**31  # of the frames of a whole video: 7 minutes of 256 x 256 pixels
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -98,11 +99,16 @@ def whole(path: Path, cut: Cut) -> np.ndarray:
     """All frames of a video, uint8 (C, T, H, W).
 
     Raises:
-        Unreadable: the file is damaged, holds no video, or ends before it says.
+        Unreadable: the file is damaged, holds no video, ends before it says, or does not fit into
+            memory: frames that are all alike take 13 bytes each of a file.
     """
+    most = MOST_BYTES // (math.prod(cut.size) * cut.channels)
     with opened(path) as (file, stream):
-        images = [pixels(path, frame, cut) for frame in file.decode(stream)]
+        frames = islice(file.decode(stream), most + 1)
+        images = [pixels(path, frame, cut) for frame in frames]
         expected = max(stream.frames, 1)
+    if len(images) > most:
+        raise Unreadable(f"{path} has more than {most:,} frames of {cut.size[0]} x {cut.size[1]}")
     if len(images) < expected:
         raise Unreadable(f"{path} ends after {len(images)} of its {expected} frames")
     return np.stack(images).transpose(3, 0, 1, 2)

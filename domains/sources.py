@@ -10,7 +10,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from .decoding import Unreadable, decode
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 MOST_IDX = 2**28  # bytes of an IDX file: Fashion-MNIST has 47 million
+PARTS = ("train", "val")  # of a folder that has a held-out one
 HUB_NAMES = {"imagenet-1k": "ILSVRC/imagenet-1k"}
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -185,7 +186,7 @@ class FolderSource(FileSource):
         root = given_folder(where)
         class_names, folders = None, [""]
         if where.labeled:
-            folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+            folders = subfolders(root)
             class_names = tuple(folders)
         files, labels = [], []
         for label, folder in enumerate(folders):
@@ -197,6 +198,10 @@ class FolderSource(FileSource):
         if not files:
             raise InputError(nothing_found(root, labeled=where.labeled))
         super().__init__(root, where.image_size, class_names, files, labels)
+
+
+def subfolders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
 
 
 def given_folder(where: Where) -> Path:
@@ -391,8 +396,18 @@ def imagenet(where: Where) -> Source:
 
 
 def folder(where: Where) -> FolderSource:
+    """Own images. Of a folder with train/ and val/, ImageNet's layout, the second is held out."""
+    root = given_folder(where)
+    parts = [root / part for part in PARTS]
+    if all(part.is_dir() for part in parts):
+        if where.labeled and subfolders(parts[0]) != subfolders(parts[1]):
+            raise InputError(f"--data-path {root}: the classes of train/ are not those of val/")
+        return FolderSource(replace(where, data_path=str(parts[where.held_out])))
     if where.held_out:
-        raise NoHeldOut(f"--dataset_name {where.dataset_name}: a folder has no held-out images")
+        raise NoHeldOut(
+            f"--dataset_name {where.dataset_name}: {root} has no held-out images: give a folder "
+            "with train/ and val/"
+        )
     return FolderSource(where)
 
 

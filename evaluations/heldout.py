@@ -169,12 +169,16 @@ def as_text(result: dict[str, Any]) -> str:
                 values = [f"{value:.5f}" for value in (*one["bins"], one["mean"])]
                 rows.append([f"{entry['file']} {name}", *values, interval])
     kind = "held-out" if result["held_out"] else "training (none are held out)"
-    return "\n".join(
-        [
-            f"velocity loss of {result['images']} {kind} images of {result['data']}, t = 1 is data",
-            columns(["", *ends, "mean", "95 % interval"], rows),
-        ]
-    )
+    lines = [
+        f"velocity loss of {result['images']} {kind} images of {result['data']}, t = 1 is data",
+        columns(["", *ends, "mean", "95 % interval"], rows),
+    ]
+    steps = [entry["step"] for entry in result["checkpoints"]]
+    if len(steps) > 1:
+        lines.append("the intervals are over images; runs of other seeds differ more")
+    if len(set(steps)) > 1:
+        lines.append(f"note: the checkpoints are of different steps: {', '.join(map(str, steps))}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from runtime.text import columns
 from .publish import FOLDER, load
 from .table import OF_THE_MACHINE, Result, log_rows
 
-# Half of a band is so many deviations of the reference's seeds, and at least this part of its mean:
-# few seeds agree by chance.
+# Half of a band is so many deviations of the reference's seeds: those at that step, or those of all
+# later steps together where they are larger, since few seeds agree by chance; and at least this
+# part of the mean.
 DEVIATIONS, LEAST = 2.0, 0.02
 LATER = 0.25  # of the reference's steps; before, a loss falls too fast to be compared
 
@@ -73,7 +74,8 @@ def main() -> None:
     rows = log_rows(log_of(flags.log))
     if not rows:
         raise InputError(f"{flags.log} has no line yet")
-    names = [key for key in rows[-1] if key not in OF_THE_MACHINE | {"step"}]
+    keys = dict.fromkeys(key for row in rows for key in row)  # scores have lines of their own
+    names = [key for key in keys if key not in OF_THE_MACHINE | {"step"}]
     bands = {name: band for name in names if (band := band_of(runs, name))}
     curves = {name: curve_of(rows, name) for name in bands}
     draw(runs, bands, curves, flags)
@@ -82,12 +84,17 @@ def main() -> None:
 
 
 def references_of(folder: Path) -> dict[str, list[Result]]:
-    """Published runs by name, those that differ in their seed alone together."""
-    found: dict[str, list[Result]] = {}
+    """Published runs by name, those that differ in their seed alone together. Where several files
+    have a name, it is that of the longest runs, and the others are FILE/NAME."""
+    groups: dict[tuple[str, str], list[Result]] = {}
     for path in sorted(folder.glob("*.json")):
         for result in load(path).results:
-            found.setdefault(result.record["name"], []).append(result)
-    return found
+            groups.setdefault((path.stem, result.record["name"]), []).append(result)
+    longest = sorted(groups, key=lambda key: -groups[key][0].record["max_steps"])
+    found: dict[str, list[Result]] = {}
+    for file, name in longest:
+        found[f"{file}/{name}" if name in found else name] = groups[file, name]
+    return dict(sorted(found.items()))
 
 
 def log_of(asked: Path) -> Path:
@@ -116,7 +123,9 @@ def band_of(runs: Sequence[Result], name: str) -> Band | None:
     if not mean.any():
         return None
     spread = np.array([one.std or 0.0 for one in found])
-    half = np.maximum(DEVIATIONS * spread, LEAST * np.abs(mean).mean())
+    later = np.array(steps) >= LATER * steps[-1]
+    pooled = np.sqrt((spread[later] ** 2).mean())
+    half = np.maximum(DEVIATIONS * np.maximum(spread, pooled), LEAST * np.abs(mean).mean())
     return Band(np.array(steps), mean, half)
 
 
@@ -128,7 +137,7 @@ def as_text(bands: dict[str, Band], curves: dict[str, Curve], seeds: int) -> str
         value = curves[name][last]
         rows.append([
             name, str(last), f"{value:.4g}", f"{reference:.4g}",
-            f"{(value - reference) / abs(reference):+.1%}", verdict(outside),
+            f"{value - reference:+.2g}", verdict(outside),
         ])  # fmt: skip
     head = ["", "step", "here", f"mean of {seeds}", "here minus it", "band"]
     return columns(head, rows)

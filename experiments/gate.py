@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 import domains
-from domains import Domain
 from domains.codecs import PIXELS
 from evaluations.features import Study, StudyFlags
 from evaluations.metrics import mean_interval
@@ -48,7 +47,7 @@ def runs(setting: Setting) -> list[Run]:
 
 def prepare(setting: Setting) -> list[Step]:
     """Features of the classifier that the samples are scored by, too."""
-    check_labeled(domains.build(setting.dataset, vae=PIXELS, data_path=setting.data_path))
+    check_labeled(setting)
     out = features_folder(setting)
     extractor = f"classifier:{classifier_file(setting.results, setting.dataset)}"
     words = ["-m", "methods.features", setting.dataset, "--extractor", extractor]
@@ -155,10 +154,15 @@ def probes_of(folder: Path, pair: tuple[int, int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_labeled(domain: Domain) -> None:
+def check_labeled(setting: Setting) -> None:
+    """
+    Raises:
+        InputError: data without a held-out part, or without classes that a probe could read.
+    """
+    domain = domains.build(setting.dataset, vae=PIXELS, data_path=setting.data_path)
     domain.held_out_set()
     if domain.num_classes < 2:
-        raise InputError(f"the gate reads classes, and {domain.name} has none")
+        raise InputError(f"probes read classes, and {domain.name} has none")
 
 
 GATE = Experiment(

@@ -19,6 +19,7 @@ from evaluations.motion.batches import BATCH, Batch, name_of, real_batches
 from evaluations.motion.evaluator import GLOVE, MEAN, NETWORKS, Statistics
 from evaluations.motion.networks import Matching, Sizes
 from evaluations.motion.words import END, START, UNKNOWN, Vocabulary, write_vocabulary
+from runtime import checkpoint
 from runtime.config import at_least, checked
 from runtime.entry import run, speaks
 from runtime.errors import InputError
@@ -137,8 +138,7 @@ def save(
         with atomic_write(folder / MEAN[0].replace("mean", name)) as file:
             np.save(file, values)
     state = {name: network.state_dict() for name, network in networks.named_children()}
-    with atomic_write(folder / NETWORKS[0]) as file:
-        torch.save(state | {"sizes": SIZES._asdict()} | facts, file)
+    checkpoint.save(folder / NETWORKS[0], state | {"sizes": SIZES._asdict()} | facts)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import platform
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -35,6 +36,9 @@ class Flags:
     command: str = tyro.MISSING  # the sweep's, as it was typed
     note: str = ""  # what the data are, and what a reader has to know
     commit: str | None = None  # that the runs were made at; None: this checkout's
+    # What the sweep itself made of its runs, evidence.json say; of each preset its "table" is shown
+    # in RESULTS.md.
+    verdict: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Published:
     commit: str
     machine: str
     results: list[Result]
+    verdict: dict[str, Any]  # by preset; {}: the sweep made nothing of its runs
 
 
 def main() -> None:
@@ -57,6 +62,7 @@ def main() -> None:
     write_json(flags.out, {
         "format": FORMAT, "command": flags.command, "note": flags.note,
         "commit": flags.commit or commit(), "machine": machine(), "runs": kept,
+        **({"verdict": read_json(flags.verdict)} if flags.verdict else {}),
     })  # fmt: skip
     print(f"{flags.out}: {len(results)} runs")
 
@@ -71,7 +77,8 @@ def load(path: Path) -> Published:
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}")
         about = {name: str(content[name]) for name in ("command", "note", "commit", "machine")}
-        return Published(**about, results=[Result(**one) for one in content["runs"]])
+        results = [Result(**one) for one in content["runs"]]
+        return Published(**about, results=results, verdict=dict(content.get("verdict", {})))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no file of experiments.publish ({error})") from error
 

@@ -4,13 +4,12 @@ python -m experiments.table6 --preset digits --seeds 0 1 2
 """
 
 import dataclasses
-import math
 import os
 import queue
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from models import KINDS, architecture
 from runtime import config as flags_of
 from runtime.checkpoint import run_label
 from runtime.config import TrainConfig
+from runtime.ema import slow_ema
 from runtime.entry import asked_of_user, speaks
 from runtime.errors import InputError
 from runtime.presets import PRESETS
@@ -81,9 +81,6 @@ class Setting(NamedTuple):
     teacher: int
 
 
-EMA_SHARE = 0.05  # of a run, at most, the half-life of the EMA
-
-
 @dataclass(frozen=True)
 class Experiment:
     """A table or figure: its runs under a preset, and what is made of them."""
@@ -95,6 +92,9 @@ class Experiment:
     protocol: str = "paper-ode"  # of sample_ddp.py, but of networks with their own
     # Ways of sampling every trained model: name -> more flags of sample_ddp.py.
     samplings: Callable[[Setting], dict[str, tuple[str, ...]]] = lambda setting: {"samples": ()}
+    # What else is measured of every trained run: name of the JSON -> the command, which takes the
+    # run's folder and --out.
+    measures: dict[str, tuple[str, ...]] = field(default_factory=dict)
     prepare: Callable[[Setting], list[Step]] | None = None  # what its runs need besides
     finish: Callable[[list[Path], Path], None] | None = None  # of the run folders, into a folder
 
@@ -118,12 +118,13 @@ def sweep(experiment: Experiment) -> None:
         scoring, prepared = scoring_of(config, flags)
         preparations |= {step.output: step for step in prepared}
         setting = setting_of(preset, config, flags.results)
-        if note := ema_note(config):
-            notes.append(note)
+        if note := slow_ema(config.ema_decay, config.max_steps):
+            notes.append(f"{note} (behind a lone --)")
         prepared = experiment.prepare(setting) if experiment.prepare else []
         preparations |= {step.output: step for step in prepared}
-        for index, row in enumerate(experiment.runs(setting)):
-            for seed in flags.seeds:
+        rows = list(enumerate(experiment.runs(setting)))
+        for seed in flags.seeds:  # a sweep that is stopped leaves whole pairs of equal seed
+            for index, row in rows:
                 run = dataclasses.replace(row, seed=seed)
                 runs.append(
                     planned(experiment, run, index, setting, config, scoring, flags, shared)
@@ -148,18 +149,6 @@ def sweep(experiment: Experiment) -> None:
         print(f"error: {failure.what} ({failure.log}):\n{lines}", file=sys.stderr)
     if failures:
         sys.exit(1)
-
-
-def ema_note(config: TrainConfig) -> str | None:
-    """What to say where the EMA is still near the initial weights when the run ends."""
-    half_life = math.log(0.5) / math.log(config.ema_decay) if 0 < config.ema_decay < 1 else 0
-    if half_life <= config.max_steps * EMA_SHARE:
-        return None
-    decay = 0.5 ** (1 / max(1.0, config.max_steps * EMA_SHARE))
-    return (
-        f"note: at --ema-decay {config.ema_decay:g} the samples of {config.max_steps} steps are of "
-        f"weights from {half_life:.0f} steps before and more: give -- --ema-decay {decay:.4g}"
-    )
 
 
 def check(flags: SweepFlags) -> None:
@@ -270,6 +259,9 @@ def planned(
             Step(way, spread(sample, flags.gpus_per_run), folder / f"{way}.json"),
             Step(f"{way}.score", score, folder / f"{way}.score.json"),
         ]
+    for measure, words in experiment.measures.items():
+        out = folder / f"{measure}.json"
+        steps.append(Step(measure, [*words, str(trained.parent), "--out", str(out), *common], out))
     record = {
         "experiment": experiment.name, "reproduces": experiment.title, "preset": setting.preset,
         "name": name, "index": index, "seed": run.seed, "flags": run.flags,

@@ -13,7 +13,7 @@ import tyro
 
 from evaluations import pages
 from evaluations.images.report import NAMES as OF_IMAGES
-from evaluations.metrics import mean_interval
+from evaluations.metrics import Interval, mean_interval
 from evaluations.motion.report import NAMES as OF_MOTION
 from runtime import checkpoint
 from runtime.entry import run, speaks
@@ -23,8 +23,9 @@ from runtime.untrusted import parsed, read_json, read_text
 
 NAMES = OF_IMAGES | OF_MOTION
 HELD_OUT = "held-out loss"
-# What a log line has besides losses and scores: it depends on the machine, not on the method.
-OF_THE_MACHINE = {"images_per_second", "mfu", "data_wait", "seconds_left", "skipped"}
+# What a log line has besides losses and scores: it depends on the machine, not on the method, or
+# (images) says of how many samples scores are.
+OF_THE_MACHINE = {"images_per_second", "mfu", "data_wait", "seconds_left", "skipped", "images"}
 
 
 RECORD = dict(
@@ -143,8 +144,7 @@ def groups_of(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
 def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """The table's head and rows as text."""
     names = list(dict.fromkeys(name for result in results for name in result.scores))
-    # The held-out loss, or that on training images where none are held out.
-    paired = next((name for name in names if name.endswith("loss, ema")), f"{HELD_OUT}, ema")
+    paired = compared(results)
     head = ["run", "steps", "seeds", *names, f"{paired}, minus the baseline's", "paper"]
     groups = groups_of(results)
     # The first row of an experiment under a preset; not there if it has failed.
@@ -182,6 +182,13 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
+def compared(results: Sequence[Result]) -> str:
+    """The score that runs are compared by: the held-out loss, or that on training images where none
+    are held out."""
+    names = dict.fromkeys(name for result in results for name in result.scores)
+    return next((name for name in names if name.endswith("loss, ema")), f"{HELD_OUT}, ema")
+
+
 def values_of(runs: Sequence[Result], name: str) -> list[float]:
     return [run.scores[name] for run in runs if name in run.scores]
 
@@ -208,14 +215,19 @@ def spread_of_real(values: Sequence[float]) -> str:
     return f"{mean_interval(values).mean:.4g}" if values else "-"
 
 
-def difference(runs: Sequence[Result], baseline: Sequence[Result], name: str) -> str:
-    """How much a score differs from the baseline's, paired by seed, with its 95 % interval."""
+def over_baseline(runs: Sequence[Result], baseline: Sequence[Result], name: str) -> Interval | None:
+    """How much a score differs from the baseline's, paired by seed; None: no seed has both."""
     before = {run.record["seed"]: run.scores.get(name) for run in baseline}
     pairs = [(run.scores.get(name), before.get(run.record["seed"])) for run in runs]
     values = [after - first for after, first in pairs if None not in (after, first)]
-    if not values:
+    return mean_interval(values) if values else None
+
+
+def difference(runs: Sequence[Result], baseline: Sequence[Result], name: str) -> str:
+    """`over_baseline` with its 95 % interval."""
+    found = over_baseline(runs, baseline, name)
+    if found is None:
         return "-"
-    found = mean_interval(values)
     if found.low is None:
         return f"{found.mean:+.2g} (n=1)"
     return f"{found.mean:+.2g} ({found.low:+.2g} to {found.high:+.2g}, n={found.n})"
@@ -228,14 +240,17 @@ def write(results: Sequence[Result], out: Path, title: str) -> str:
         The table in markdown.
     """
     head, rows = cells(results)
-    lines = [head, ["---"] * len(head), *rows]
-    markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text = markdown(head, rows)
     with atomic_write(out / "table.md") as file:
-        file.write(markdown.encode())
+        file.write(text.encode())
     draw_curves(results, out / "curves.png")
     with atomic_write(out / "index.html") as file:
         file.write(page(results, head, rows, out / "curves.png", title))
-    return markdown
+    return text
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *rows])
 
 
 def draw_curves(results: Sequence[Result], path: Path) -> None:

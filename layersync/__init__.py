@@ -16,6 +16,7 @@ from .similarity import SIMILARITIES, centred, cosine, smooth_l1, spatial
 from .sra import SRA, SRA2, patchify
 from .telemetry import alarms, effective_rank, gradient_ratio, statistics
 
+__version__ = "1.0.0"
 __all__ = [
     "SCHEDULES",
     "SIMILARITIES",

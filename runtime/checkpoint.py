@@ -1,6 +1,7 @@
 """Checkpoint files: ours and every public layout, read without executing anything from them."""
 
 import argparse
+import json
 import pickle
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .errors import InputError, is_plain
 from .files import discard_rests, open_patiently, retried, write_patiently
@@ -38,6 +40,10 @@ READ = {
     "prediction": str, "image_size": int, "num_frames": int, "frame_stride": int,
     "sample_eps": float, "time_shift": float,
 }  # fmt: skip
+# `export.py --to hub` writes the weights, and beside them the network's arguments and, under RUN,
+# what else a reader goes by.
+EXPORTED, EXPORTED_CONFIG, RUN = "model.safetensors", "config.json", "run"
+COMPARED = ("args", "architecture", "codec", "targets")  # with those of a run, by !=
 RUN_NAME = re.compile(r"(\d{3,})-(.+)")
 
 
@@ -87,7 +93,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
     """Read a checkpoint on the CPU: our layout; SiT's and LayerSync's (args in a Namespace); a bare
-    state dict; EMA only; REPA's (`steps`, projectors); safetensors.
+    state dict; EMA only; REPA's (`steps`, projectors); safetensors; what export.py wrote for the
+    Hub.
 
     The tensors are mapped: what is used of them is read from disk then, once for all processes of
     a host.
@@ -108,6 +115,8 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
         raise InputError(f"checkpoint {path} holds a {type(content).__name__}, not weights")
     if not any(key in content for key in ("ema", "model")):
         content = {"ema": content}
+    if path.name == EXPORTED and path.with_name(EXPORTED_CONFIG).is_file():
+        content |= about_exported(path)
     if "args" not in content and MDM_WEIGHTS in plain_names(averaged(content), path):
         content = mdm_content(content, path)
     args = content.get("args") or {}
@@ -119,6 +128,8 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
     for name, part in (parts | {"architecture": architecture or {}}).items():
         if not isinstance(part, dict):
             raise InputError(f"checkpoint {path}: its {name} is a {type(part).__name__}")
+        if name in COMPARED and any(isinstance(leaf, Tensor) for leaf in tree_leaves(part)):
+            raise InputError(f"checkpoint {path}: its {name} holds a tensor")
     check_flags(args, parts["targets"], path)
     for name, ours in REPA_NAMES.items():
         if isinstance(args.get(name), str):
@@ -147,6 +158,37 @@ def check_flags(args: dict[str, Any], targets: dict[str, Any], path: Path) -> No
             raise InputError(f"checkpoint {path}: its {name} is {shown(value)}")
     if not all(isinstance(name, str) for name in targets.values()):
         raise InputError(f"checkpoint {path}: its targets have no names")
+
+
+def run_of(found: Checkpoint) -> dict[str, Any]:
+    """What a reader goes by besides weights and architecture, to be stored as JSON under RUN.
+
+    Raises:
+        ValueError: it is no plain data.
+    """
+    args = {name: found.args[name] for name in READ if found.args.get(name) is not None}
+    about = {"args": args, "codec": found.codec, "train_steps": found.step}
+    try:
+        json.dumps(about)
+    except TypeError as error:
+        raise ValueError(f"what it says of its codec is no plain data ({error})") from error
+    return about
+
+
+def about_exported(path: Path) -> dict[str, Any]:
+    """What config.json says of the weights in `path`; nothing if it is another library's.
+
+    Raises:
+        InputError: it is no JSON object, or what it has under RUN is none.
+    """
+    file = path.with_name(EXPORTED_CONFIG)
+    config = read_json(file)
+    run = config.pop(RUN, {})
+    if not isinstance(run, dict):
+        raise InputError(f"{file}: its {RUN} is a {type(run).__name__}")
+    config.pop("class_dropout_prob", None)  # of training
+    kept = {name: run.get(name) for name in ("args", "codec", "train_steps")}
+    return {**kept, "architecture": config} if "input_size" in config else {}
 
 
 def averaged(content: dict[str, Any]) -> Any:
@@ -226,10 +268,16 @@ def plain_names(weights: Any, path: Path) -> dict[str, Tensor]:
 
 
 def step_of(content: dict[str, Any], path: Path) -> int | None:
-    for key in ("train_steps", "steps"):
-        if isinstance(content.get(key), int):
-            return content[key]
-    return int(path.stem) if path.stem.isdigit() else None
+    """
+    Raises:
+        InputError: it is below 0.
+    """
+    steps = [content[key] for key in ("train_steps", "steps") if type(content.get(key)) is int]
+    if not steps:
+        return int(path.stem) if path.stem.isdecimal() else None
+    if steps[0] < 0:
+        raise InputError(f"checkpoint {path}: it is of step {steps[0]}")
+    return steps[0]
 
 
 def run_label(model: str, name: str) -> str:
@@ -257,9 +305,11 @@ def new_run(results: Path, label: str) -> Path:
 
 
 def files_of(run: Path) -> list[Path]:
-    """A run's checkpoints in the order of their steps."""
+    """A run's checkpoints in the order of their steps; of what was exported, its one file."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
-    return sorted((p for p in folder.glob("*.pt") if p.stem.isdigit()), key=lambda p: int(p.stem))
+    found = [p for p in folder.glob("*.pt") if p.stem.isdecimal()]
+    exported = [p for p in (run / EXPORTED,) if p.is_file()]
+    return sorted(found, key=lambda path: int(path.stem)) or exported
 
 
 def newest(run: Path) -> Path:
@@ -296,10 +346,16 @@ def newest_whole(run: Path) -> tuple[Checkpoint, list[Path]]:
     raise InputError(f"every checkpoint in {run} is damaged: delete that folder to begin anew")
 
 
-def last_good(run: Path) -> str | None:
+def last_good(run: Path, every: int) -> str | None:
     """The path of a run's newest whole checkpoint that was not saved amid skipped steps; None:
-    there is none."""
-    for path in reversed(files_of(run)):
+    there is none.
+
+    Args:
+        every: steps. One that a signal had saved in between is taken only where there is no other:
+            an uninterrupted run would go back further.
+    """
+    newest_first = reversed(files_of(run))
+    for path in sorted(newest_first, key=lambda path: int(path.stem) % every > 0):
         with suppress(Damaged):
             if not read(path).guard.get("in_row"):
                 return str(path)

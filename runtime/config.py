@@ -107,6 +107,7 @@ class TrainConfig(TransportFlags):
     global_batch_size: int = 256  # images per step, over all ranks
     grad_accum: int = 1  # micro-batches per step and rank
     lr: float = 1e-4  # AdamW, constant
+    lr_warmup: int = 0  # steps over which the learning rate grows to --lr
     weight_decay: float = 0.0  # AdamW
     clip_grad_norm: float = 0.0  # largest gradient norm; 0: no clipping
     max_skipped: int = 10  # steps in a row that may be skipped as not finite; more: roll back
@@ -351,7 +352,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "telemetry_every": (0, MOST), "trd_margin": (0, 2), "disp_tau": (SMALLEST, 1e30),
     "velocity_warmup": (0, MOST), "sra_epoch_steps": (0, MOST),
     "epochs": (1, MOST), "max_steps": (1, MOST), "global_batch_size": (1, MOST),
-    "grad_accum": (1, MOST), "lr": (0, 1e38), "weight_decay": (0, 1e6),
+    "grad_accum": (1, MOST), "lr": (0, 1e38), "lr_warmup": (0, MOST), "weight_decay": (0, 1e6),
     "clip_grad_norm": (0, 1e30), "max_skipped": (0, MOST), "spike_sigma": (0, 1e6),
     "hang_timeout": (0, 1e9), "ema_decay": (0, 1), "class_dropout_prob": (0, 1),
     "global_seed": (-MOST, MOST), "seed": (-MOST, MOST), "cfg_scale": (0, 1e6),

@@ -1,11 +1,26 @@
 """The exponential moving average of the weights: what is sampled and scored."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 
 from .parallel import local
+
+HALF_LIFE_SHARE = 0.05  # of a run, at most
+
+
+def slow_ema(decay: float, steps: int) -> str | None:
+    """What to say where the average is still near the initial weights after so many steps."""
+    half_life = math.log(0.5) / math.log(decay) if 0 < decay < 1 else 0
+    if half_life <= steps * HALF_LIFE_SHARE:
+        return None
+    shorter = 0.5 ** (1 / max(1.0, steps * HALF_LIFE_SHARE))
+    return (
+        f"note: at --ema-decay {decay:g} the samples of {steps} steps are of weights from "
+        f"{half_life:.0f} steps before and more: give --ema-decay {shorter:.4g}"
+    )
 
 
 class EMA:

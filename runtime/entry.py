@@ -1,5 +1,6 @@
 """How every command ends: cleanly, or with one sentence and exit code 2."""
 
+import errno
 import io
 import os
 import sys
@@ -18,6 +19,9 @@ from .errors import (
     out_of_memory,
     sentence_of,
 )
+
+# What standard output, which has no name, answers: a full disk under it, or nobody who reads.
+UNPRINTED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE}
 
 
 def run(main: Callable[[], None]) -> None:
@@ -46,7 +50,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
-            raise
+            if error.errno not in UNPRINTED:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would try once more
         distributed.leave(f"error: {one_line(sentence_of(error))}", alone=True)
     except (MemoryError, RuntimeError) as error:
         if distributed.is_lost(error):

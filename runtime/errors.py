@@ -47,4 +47,5 @@ def out_of_memory(error: BaseException) -> bool:
 
 def sentence_of(error: OSError) -> str:
     """What the file system refused, of which file; of a rename, the file's new name."""
-    return f"{error.filename2 or error.filename or 'a file'}: {error.strerror or error}"
+    name = error.filename2 or error.filename or "a file or standard output"
+    return f"{name}: {error.strerror or error}"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ def named(path: str | Path) -> Iterator[None]:
         raise
 
 
-def refusal_of(error: OSError | RuntimeError, path: str | Path) -> OSError | None:
+def refusal_of(error: Exception, path: str | Path) -> OSError | None:
     """What the file system said, also where torch or safetensors say it in their way; None: it is
     not about files."""
     if isinstance(error, OSError) and error.errno is not None:
@@ -97,6 +98,8 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     An error inside the block removes the temporary file and leaves an older `path` untouched.
     """
     path = Path(path)
+    if not path.name:  # "/" or "."
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     unfinished.add(temporary)
@@ -113,6 +116,26 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
         raise
     finally:
         unfinished.discard(temporary)
+
+
+@contextmanager
+def written_whole(folder: str | Path) -> Iterator[Path]:
+    """A folder for a library to write files into, which appear in `folder` when the block ends.
+
+    Raises:
+        OSError: the file system refuses, also where safetensors says so in its way.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as name:
+        try:
+            yield Path(name)
+        except Exception as error:
+            if refusal := refusal_of(error, folder):
+                raise refusal from None
+            raise
+        for path in sorted(Path(name).iterdir()):
+            os.replace(path, folder / path.name)
 
 
 def write_patiently(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:

@@ -40,6 +40,7 @@ class Log:
         self.mfu_per_rate = flops_per_image / (at_best * ranks.size) if at_best else None
         self.values: dict[str, list[Tensor]] = {}
         self.skipped = 0
+        self.said: set[str] = set()  # of the images that were replaced
         self.last_step, self.last_time = start, time.perf_counter()
         self.file = None
         self.writers: list[Any] = []
@@ -90,8 +91,7 @@ class Log:
         }
         if self.ranks.is_main:
             self.append(row)
-            for writer in self.writers:
-                writer.scalars(row)
+            self.tell(lambda writer: writer.scalars(row))
             self.say(readable(row, self.stop))
 
     def say(self, text: str) -> None:
@@ -111,8 +111,8 @@ class Log:
         """What is looked at now and then: a row {"step", kind: values, **facts} of its own."""
         if self.ranks.is_main:
             self.append({"step": step, kind: values, **facts})
-            for writer in self.writers:
-                writer.scalars({"step": step, **{f"{kind}/{k}": v for k, v in values.items()}})
+            scalars = {"step": step, **{f"{kind}/{k}": v for k, v in values.items()}}
+            self.tell(lambda writer: writer.scalars(scalars))
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}  {kind}: {shown}")
 
@@ -136,17 +136,24 @@ class Log:
             cut_after(self.folder / "log.jsonl", step)
             self.file = open(self.folder / "log.jsonl", "a", buffering=1)
             self.append({"step": step + 1, **facts})
-            for writer in self.writers:
-                writer.rewind(step)
+            self.tell(lambda writer: writer.rewind(step))
 
     def picture(self, step: int, path: Path) -> None:
-        for writer in self.writers:
-            writer.picture(step, path)
+        self.tell(lambda writer: writer.picture(step, path))
+
+    def tell(self, action: Callable[[Any], None]) -> None:
+        """TensorBoard and wandb, whose own errors say of no file what it is."""
+        with named(self.folder):
+            for writer in self.writers:
+                action(writer)
 
     def problems(self, sentences: list[str]) -> None:
-        """Say and count the images that a rank had to replace."""
+        """Count the images that a rank had to replace, and say of each so once."""
         for sentence in sentences:
             self.skipped += 1
+            if sentence in self.said:
+                continue
+            self.said.add(sentence)
             print(f"skipped ({self.skipped}): {sentence}", file=sys.stderr, flush=True)
 
     @contextmanager
@@ -157,8 +164,7 @@ class Log:
         self.last_time += time.perf_counter() - begin
 
     def close(self) -> None:
-        for writer in self.writers:
-            writer.close()
+        self.tell(lambda writer: writer.close())
         if self.file:
             self.file.close()
 
@@ -201,7 +207,8 @@ class Wandb:
         self.wandb = wandb
         id_file = folder / "wandb-id.txt"
         if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4))
+            with atomic_write(id_file) as file:
+                file.write(secrets.token_hex(4).encode())
         try:
             self.run = wandb.init(
                 project="LayerSync",  # WANDB_PROJECT and WANDB_ENTITY are read by wandb itself
@@ -257,7 +264,7 @@ def cut_after(path: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run will do again."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines()
     kept = []
     for line in lines:
         try:

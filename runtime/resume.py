@@ -9,7 +9,7 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 from .config import MAY_CHANGE, TrainConfig
 from .errors import InputError
-from .files import discard_rests
+from .files import discard_rests, write_patiently
 
 MARK = "requeue"  # a file in the folder of a run that was asked to stop and has more to do
 
@@ -72,7 +72,7 @@ def resumed(folder: Path, origin: Checkpoint, damaged: list[Path]) -> Start:
 
 def mark(folder: Path, sentence: str) -> None:
     """Leave MARK for a job script, which under torchrun sees exit code 1 whatever ours is."""
-    (folder / MARK).write_text(sentence + "\n")
+    write_patiently(folder / MARK, lambda file: file.write(f"{sentence}\n".encode()))
 
 
 def refuse_changes(config: TrainConfig, origin: Checkpoint) -> None:

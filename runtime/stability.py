@@ -10,6 +10,7 @@ from torch import Tensor
 
 WINDOW = 100  # steps over which the loss's mean and deviation run
 MOST_RETURNS = 3  # to one checkpoint
+COUNTS = ("skipped", "in_row", "longest", "shift", "rollbacks", "returned_to", "returns")
 REASONS = ("", "its gradient is not finite", "its loss is a spike")
 
 
@@ -21,10 +22,10 @@ class Guard:
 
     Attributes:
         skipped: refused steps of the run.
-        in_row: refused steps up to the latest one; longest: the most in a row that the latest look
-            has seen.
+        in_row: refused steps up to the latest one; longest: the most in a row since `broke_down`
+            was asked last.
         shift: step s reads the batch s + shift.
-        rollbacks: of the run.
+        rollbacks: of the run; returns: the latest ones of them, all to the step `returned_to`.
     """
 
     def __init__(self, device: torch.device, spike_sigma: float = 0.0) -> None:
@@ -33,7 +34,7 @@ class Guard:
         self.running = torch.zeros(3, dtype=torch.float64, device=device)
         self.unseen: list[Tensor] = []  # of every step since the latest look, a number of REASONS
         self.skipped = self.in_row = self.longest = self.shift = self.rollbacks = 0
-        self.returns = (-1, 0)  # to which checkpoint the run went back last, and how often
+        self.returned_to = self.returns = 0
 
     def refuses(self, norm: Tensor, loss: Tensor | None = None) -> Tensor:
         """Whether a step is refused, bool (), on the device.
@@ -67,7 +68,7 @@ class Guard:
             step: steps done so far.
         """
         reasons = torch.stack(self.unseen).tolist() if self.unseen else []
-        self.unseen, self.longest = [], 0
+        self.unseen = []
         for reason in reasons:
             self.in_row = self.in_row + 1 if reason else 0
             self.longest = max(self.longest, self.in_row)
@@ -75,6 +76,11 @@ class Guard:
         refused = {first + i: REASONS[reason] for i, reason in enumerate(reasons) if reason}
         self.skipped += len(refused)
         return refused
+
+    def broke_down(self, most: int) -> bool:
+        """Whether more steps in a row than `most` were refused since this was asked last."""
+        longest, self.longest = self.longest, 0
+        return longest > most
 
     def went_back(self, step: int, lost: int, before: dict[str, Any]) -> None:
         """After a rollback: the batches of the lost steps are passed over.
@@ -89,18 +95,18 @@ class Guard:
         """
         self.skipped, self.rollbacks = before["skipped"], before["rollbacks"] + 1
         self.shift = before["shift"] + lost
-        self.unseen, self.in_row = [], 0
-        self.returns = (step, self.returns[1] + 1 if self.returns[0] == step else 1)
-        if self.returns[1] > MOST_RETURNS:
+        self.unseen, self.in_row, self.longest = [], 0, 0
+        self.returns = before["returns"] + 1 if before["returned_to"] == step else 1
+        self.returned_to = step
+        if self.returns > MOST_RETURNS:
             raise FloatingPointError(
-                f"training broke down {self.returns[1]} times after step {step}, each time with "
+                f"training broke down {self.returns} times after step {step}, each time with "
                 "other data: lower --lr, give --clip-grad-norm, or go on from an older checkpoint"
             )
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint stores, after a look."""
-        names = ("skipped", "in_row", "shift", "rollbacks", "running")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*COUNTS, "running")}
 
     def resume(self, content: dict[str, Any]) -> None:
         """
@@ -108,8 +114,10 @@ class Guard:
             ValueError: it is no `content`.
         """
         try:
-            for name in ("skipped", "in_row", "shift", "rollbacks"):
+            for name in COUNTS:
                 setattr(self, name, int(content.get(name, 0)))
+                if getattr(self, name) < 0:
+                    raise ValueError(f"{name} is below 0")
             self.running = self.running.clone().copy_(content.get("running", torch.zeros(3)))
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError("its counts of skipped steps are damaged") from error

@@ -21,14 +21,15 @@ class TrainState:
         regulariser: trained with it; without parameters for LayerSync.
         clip: largest norm of the gradient; 0: no clipping.
         spike_sigma: see Guard.
+        warmup: steps over which the learning rate grows to `lr`.
     """
 
     def __init__(
         self, model: nn.Module, ema: EMA, regulariser: nn.Module, *,
-        lr: float, weight_decay: float, clip: float, spike_sigma: float = 0.0,
+        lr: float, weight_decay: float, clip: float, spike_sigma: float = 0.0, warmup: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.ema, self.regulariser = model, ema, regulariser
-        self.clip = clip
+        self.clip, self.lr, self.warmup = clip, lr, warmup
         self.parameters = [*model.parameters(), *regulariser.parameters()]
         groups = [{"params": list(model.parameters())}]
         if heads := list(regulariser.parameters()):  # their authors do not decay them
@@ -53,6 +54,9 @@ class TrainState:
         refused = self.guard.refuses(norm, loss)
         if self.clip:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, sharded)
+        if self.step < self.warmup:
+            for group in self.opt.param_groups:
+                group["lr"] = self.lr * (self.step + 1) / self.warmup
         self.opt.found_inf = refused.float()  # as a GradScaler tells it
         self.opt.step()
         self.opt.zero_grad(set_to_none=True)
@@ -120,6 +124,8 @@ class TrainState:
             )
         ]
         for number, moments in opt["state"].items():
+            if not 0 <= float(moments["step"]) < math.inf:
+                raise ValueError(f"step {number} is {moments['step']}")
             shape = self.parameters[number].shape
             for name in ("exp_avg", "exp_avg_sq"):
                 if moments[name].shape != shape:

@@ -13,8 +13,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from .files import refusal_of
-from .untrusted import open_archive, shown
+from .files import open_patiently, refusal_of
+from .untrusted import is_archive, open_archive, shown
 
 # torch allows more, some of which takes memory by the number: bytearray, sparse tensors.
 KINDS = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> Any:
             check_pickles(path)
             with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
                 warnings.simplefilter("ignore")  # of pickles that are not as torch writes them
-                mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 are not
+                mapped = is_archive(path)  # files of torch before 1.6 are none
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, ValueError):
         raise
@@ -81,7 +81,7 @@ def check_pickles(path: Path) -> None:
         pickle.UnpicklingError: one asks for something to be executed.
         ValueError: it is no such file, or an archive that torch does not write.
     """
-    if zipfile.is_zipfile(path):
+    if is_archive(path):
         with open_archive(path) as archive:
             tops = {name.partition("/")[0] for name in archive.namelist()}
             if len(tops) != 1:
@@ -99,7 +99,7 @@ def check_pickles(path: Path) -> None:
             with archive.open(name) as file:
                 check_program(file)
         return
-    with open(path, "rb") as file:
+    with open_patiently(path) as file:
         if file.read(2) != pickle.PROTO + b"\2":
             raise ValueError("it is no file of torch.save")
         file.seek(0)

@@ -193,6 +193,24 @@ def check_size(header: Header, there: int, most: int | None) -> None:
         raise ValueError(f"it has {there:,} bytes, and {most:,} are read at most")
 
 
+def is_archive(path: Path) -> bool:
+    """Whether it is a zip file; zipfile itself takes a read that fails for a no."""
+    with open_patiently(path) as file:
+        return zipfile.is_zipfile(file)
+
+
+class PatientArchive(zipfile.ZipFile):
+    """A zip file whose every read is retried: zipfile takes one that fails for damage."""
+
+    def __init__(self, path: Path) -> None:
+        self.content = open_patiently(path)
+        super().__init__(self.content)
+
+    def close(self) -> None:
+        super().close()
+        self.content.close()
+
+
 def open_archive(path: Path) -> zipfile.ZipFile:
     """A zip file whose directory can be true: no member is larger than what it is stored in can
     stand for, none shares its bytes with another, no name leads out of it.
@@ -202,7 +220,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
         ValueError: damaged, or untrue.
     """
     try:
-        archive = zipfile.ZipFile(path)
+        archive = PatientArchive(path)
     except OSError:
         raise
     except Exception as error:  # BadZipFile, and what its parts raise on bytes of no directory

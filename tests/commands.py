@@ -2,9 +2,11 @@
 
 import io
 import os
+import resource
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +72,17 @@ def launched(script: str, *arguments, processes: int = 1) -> Result:
     result = launch(script, *arguments, processes=processes)
     assert result.code == 0, result.err
     return result
+
+
+@contextmanager
+def full_disk(after: int) -> Iterator[None]:
+    """Within, a file that this process writes takes so many bytes and no more."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def checkpoint_of(results: Path, step: int) -> dict:

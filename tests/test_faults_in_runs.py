@@ -116,6 +116,47 @@ def test_a_run_without_a_whole_checkpoint_is_refused(damaged):
     assert result.code == 2 and "error: every checkpoint in" in result.err
 
 
+def step_of_no_number(content: dict) -> None:
+    next(iter(content["opt"]["state"].values()))["step"] = torch.zeros(5)
+
+
+def no_step(content: dict) -> None:
+    next(iter(content["opt"]["state"].values()))["step"] = torch.tensor(torch.nan)
+
+
+def shifted_to_before_the_data(content: dict) -> None:
+    content["guard"]["shift"] = -50
+
+
+def weights_of_nan(content: dict) -> None:
+    content["model"]["x_embedder.proj.bias"].fill_(torch.nan)
+
+
+def moments_of_nan(content: dict) -> None:
+    next(iter(content["opt"]["state"].values()))["exp_avg"].fill_(torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "sentence"),
+    [
+        (step_of_no_number, "its optimizer state is not that of this model"),
+        (no_step, "its optimizer state is not that of this model"),
+        (shifted_to_before_the_data, "its counts of skipped steps are damaged"),
+        (weights_of_nan, "holds numbers that are not finite"),
+        (moments_of_nan, "holds numbers that are not finite"),
+    ],
+)
+def test_a_state_that_no_run_has_is_refused_before_the_first_step(
+    six_steps, tmp_path, tamper, sentence
+):
+    content = torch.load(six_steps / "checkpoints/0000006.pt", weights_only=True)
+    tamper(content)
+    torch.save(content, tmp_path / "0000006.pt")
+    flags = ["--ckpt", tmp_path / "0000006.pt", "--max-steps", 7, "--results-dir", tmp_path / "new"]
+    assert sentence in refused("train", *DIGITS, *flags)
+    assert not (tmp_path / "new").exists()
+
+
 def test_files_without_checksums_are_read(six_steps, tmp_path):
     """Those of torch before 1.6."""
     content = torch.load(six_steps / "checkpoints/0000006.pt", weights_only=True)
@@ -123,6 +164,16 @@ def test_files_without_checksums_are_read(six_steps, tmp_path):
     torch.save(content, old, _use_new_zipfile_serialization=False)
     succeed("train", *DIGITS, "--ckpt", old, "--max-steps", 7, "--results-dir", tmp_path / "new")
     assert checkpoint_of(tmp_path / "new", 7)["train_steps"] == 7
+
+
+def test_a_full_disk_under_standard_output_is_one_sentence():
+    """What a job prints goes to a file, and that has no name for the process."""
+    prints = "from runtime.entry import run; run(lambda: print('step 1', flush=True))"
+    words = [sys.executable, "-c", prints]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == "error: a file or standard output: No space left on device\n"
 
 
 # Signals

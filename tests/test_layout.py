@@ -5,7 +5,6 @@ import dataclasses
 import subprocess
 import sys
 import typing
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -96,26 +95,6 @@ def test_commands_start_without_the_heavy_extras():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
-def test_pip_install_brings_the_method_and_nothing_else(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    (source / "layersync").mkdir()
-    for path in (ROOT / "layersync").iterdir():
-        if path.is_file():
-            (source / "layersync" / path.name).write_bytes(path.read_bytes())
-    subprocess.run([*build, "-w", str(tmp_path), str(source)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"layersync"}
-    assert "layersync/py.typed" in names
-    metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA")))
-    required = [line for line in metadata.decode().splitlines() if line.startswith("Requires-Dist")]
-    assert [line for line in required if "extra ==" not in line] == ["Requires-Dist: torch>=2.11"]
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds(name, tmp_path):
     """Those of methods that need files of others are built as plain SiT."""
@@ -195,34 +174,6 @@ def test_the_public_flags_and_defaults_are_kept():
         )  # fmt: skip
         assert shared.items() <= flags.items()
     assert {f.name: f.default for f in dataclasses.fields(config.GridODE)}["cfg_scale"] == 4.0
-
-
-def test_the_five_lines_of_the_readme_run():
-    readme = (ROOT / "README.md").read_text()
-    block = next(b for b in readme.split("```")[1::2] if "record_blocks" in b)
-    code = block.removeprefix("python\n")
-    setup = (
-        "import torch\n"
-        "from torch import nn\n"
-        "class Model(nn.Module):\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        layer = lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)\n"
-        "        self.blocks = nn.ModuleList(layer() for _ in range(12))\n"
-        "    def forward(self, x):\n"
-        "        for block in self.blocks:\n"
-        "            x = block(x)\n"
-        "        return x\n"
-        "model, criterion, step = Model(), nn.MSELoss(), 0\n"
-        "x = y = torch.randn(2, 5, 16)\n"
-    )
-    names: dict = {}
-    exec(setup + code, names)  # noqa: S102
-    assert names["loss"].isfinite() and model_has_gradients(names["model"])
-
-
-def model_has_gradients(model) -> bool:
-    return all(p.grad is not None for p in model.parameters())
 
 
 def test_every_flag_that_the_readme_uses_exists():

@@ -14,8 +14,8 @@ import domains
 from domains.codecs import fingerprint, to_float
 from domains.reading import read
 from domains.sound import PICTURE, pictures
+from runtime import checkpoint
 from runtime.errors import InputError
-from runtime.files import atomic_write
 from runtime.precision import plain_float32
 from runtime.random import generator, seed_of
 from runtime.tensors import read_tensors
@@ -130,8 +130,7 @@ class Classifier:
             "accuracy": self.accuracy,
             "sha256": self.fingerprint,
         }
-        with atomic_write(path) as file:
-            torch.save(content, file)
+        checkpoint.save(Path(path), content)
 
 
 def load(path: str | Path) -> Classifier:

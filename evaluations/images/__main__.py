@@ -8,7 +8,6 @@ import platform
 import sys
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ import torch
 import tyro
 
 import domains
+import layersync
 from domains.codecs import PIXELS
 from evaluations.extractors import Extractor, open_extractor
 from evaluations.extractors import classifier as classifiers
@@ -205,7 +205,7 @@ def written(result: dict[str, Any], samples: Images, real: Real) -> dict[str, An
         "picture": str(picture),
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "layersync": version("layersync"),
+            "numpy": np.__version__, "layersync": layersync.__version__,
         },
     }  # fmt: skip
     write_json(path, result)

@@ -21,7 +21,14 @@ from domains.sources import image_files
 from runtime.errors import InputError, LocalError
 from runtime.files import sha256_of
 from runtime.random import generator
-from runtime.untrusted import MOST_SAMPLE, Member, open_archive, open_member, read_members
+from runtime.untrusted import (
+    MOST_SAMPLE,
+    Member,
+    is_archive,
+    open_archive,
+    open_member,
+    read_members,
+)
 
 # What numpy and zipfile raise on files that are damaged, or no .npz.
 DAMAGED = (
@@ -154,7 +161,7 @@ def names_in(path: Path) -> list[str]:
     """The arrays of an .npz."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; sample_ddp.py writes samples")
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise InputError(f"{path} is no .npz file, or only the beginning of one")
     try:
         with open_archive(path) as archive:

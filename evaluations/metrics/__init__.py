@@ -1,5 +1,6 @@
 """The metrics of images: tensors of features in, numbers out; no file, no model, no image."""
 
+from .crossing import SpeedUp, crossing, speed_up
 from .frechet import Gaussian, Moments, frechet_distance, trace_of_root
 from .inception_score import inception_score
 from .intervals import Interval, mean_interval
@@ -12,10 +13,13 @@ __all__ = [
     "KernelDistance",
     "Moments",
     "PrecisionRecall",
+    "SpeedUp",
+    "crossing",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
     "mean_interval",
     "precision_recall",
+    "speed_up",
     "trace_of_root",
 ]

@@ -6,7 +6,6 @@ python -m evaluations.motion SAMPLES.npz --data HumanML3D --evaluator FOLDER
 import platform
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+import layersync
 from domains.humanml3d import Clips, read_clips
 from evaluations.images.report import beside, read_protocol
 from runtime import distributed
@@ -153,7 +153,7 @@ def written(result: dict[str, Any]) -> None:
         "picture": str(picture),
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "layersync": version("layersync"),
+            "numpy": np.__version__, "layersync": layersync.__version__,
         },
     }  # fmt: skip
     write_json(path, result)

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -304,8 +305,22 @@ def test_without_classes_any_layout_of_images_will_do(root):
 
 
 def test_a_folder_has_no_held_out_images(root):
-    with pytest.raises(InputError, match="no held-out images"):
+    with pytest.raises(InputError, match="no held-out images: give a folder with train/ and val/"):
         folder(root).held_out_set()
+
+
+def test_the_folder_val_beside_train_is_held_out(root, tmp_path):
+    """ImageNet's layout; without knowing it, "train" and "val" would be two classes."""
+    for part in ("train", "val"):
+        shutil.copytree(root, tmp_path / "parts" / part)
+    domain = folder(tmp_path / "parts")
+    parts = domain.train_source, domain.held_out_set().source
+    for part, source in zip(("train", "val"), parts, strict=True):
+        assert list(source.class_names) == ["a", "b"]
+        assert all(f"parts/{part}/" in source.place(i) for i in range(len(source)))
+    shutil.rmtree(tmp_path / "parts" / "val" / "b")
+    with pytest.raises(InputError, match="the classes of train/ are not those of val/"):
+        folder(tmp_path / "parts").held_out_set()
 
 
 def test_sampling_needs_no_data_when_the_classes_are_known(tmp_path):

@@ -14,6 +14,7 @@ from evaluations.extractors import open_extractor
 from evaluations.extractors.classifier import Classifier, SmallCNN, images_of
 from evaluations.images.__main__ import main
 from runtime.errors import InputError
+from tests.commands import full_disk
 
 
 def test_it_reads_held_out_digits(digits, classifier):
@@ -67,6 +68,13 @@ def test_a_saved_classifier_is_plain_data_and_reads_the_same(classifier, classif
     assert loaded.accuracy == classifier.accuracy
     raw = held_out.raw[:9]
     assert loaded.read(raw).features.equal(classifier.read(raw).features)
+
+
+def test_a_full_disk_names_the_classifier(classifier, tmp_path):
+    """torch.save has an error of its own for that."""
+    with full_disk(after=2000), pytest.raises(OSError) as error:
+        classifier.save(tmp_path / "classifier.pt")
+    assert error.value.filename == str(tmp_path / "classifier.pt") and not list(tmp_path.iterdir())
 
 
 def test_it_is_an_extractor(classifier, classifier_file, held_out):

@@ -106,6 +106,12 @@ def test_differences_are_from_the_first_checkpoint_alone(checkpoints, tmp_path):
         assert "ema_minus_first" in entry and "model_minus_first" not in entry
 
 
+def test_other_steps_are_no_silent_comparison(checkpoints):
+    said = succeed("evaluations.heldout", *checkpoints, "--images", 4).out
+    assert "note: the checkpoints are of different steps: 10, 20" in said
+    assert "note" not in succeed("evaluations.heldout", *checkpoints[:1] * 2, "--images", 4).out
+
+
 def test_losses_of_another_kind_are_not_compared(checkpoints, tmp_path):
     args = torch.load(checkpoints[1], weights_only=True)["args"]
     other = rewritten(checkpoints[1], tmp_path / "n.pt", args=args | {"prediction": "noise"})

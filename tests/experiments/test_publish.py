@@ -1,6 +1,7 @@
 """What sweeps gave, kept in small files: the page of results and the comparison with a run."""
 
 import json
+import re
 
 import pytest
 
@@ -51,6 +52,42 @@ def test_the_page_has_every_figure_with_its_spread_and_command(results, tmp_path
     assert "```\npython -m experiments.table6\n```" in page and "Commit abc, CPU" in page
 
 
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ((0.7, 0.71, 0.69), "is better"), ((0.9, 0.91, 0.89), "is worse"),
+        ((0.7, 0.9, 0.8), "not to be told apart"), ((0.7,), "not to be told apart"),
+    ],
+)  # fmt: skip
+def test_at_a_glance_says_no_more_than_the_interval_over_seeds(results, tmp_path, losses, said):
+    content = json.loads((results / "table6.json").read_text())
+    first = content["runs"][0]
+    rows = {"vanilla": (0.8, 0.81, 0.79)[: len(losses)], "layer_sync": losses}
+    content["runs"] = [
+        first | dict(
+            record=first["record"] | dict(name=f"digits-{name}", index=index, seed=seed),
+            scores={"held-out loss, ema": loss},
+        )
+        for index, (name, of) in enumerate(rows.items())
+        for seed, loss in enumerate(of)
+    ]  # fmt: skip
+    write_json(results / "table6.json", content)
+    succeed("experiments.results", "--results", results, "--out", tmp_path / "RESULTS.md")
+    (row,) = re.findall(
+        r"^\| \[table6\]\(#table6\) .*$", (tmp_path / "RESULTS.md").read_text(), re.M
+    )
+    assert row.endswith(f"| {said} |")
+
+
+def test_what_a_sweep_made_of_its_runs_is_a_second_table(results, tmp_path):
+    said = {"digits": {"table": {"head": ["", "vanilla"], "rows": [["speed-up", "2.00"]]}}}
+    content = json.loads((results / "table6.json").read_text())
+    write_json(results / "table6.json", content | {"verdict": said})
+    succeed("experiments.results", "--results", results, "--out", tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "\n\n|  | vanilla |\n| --- | --- |\n| speed-up | 2.00 |\n\n" in page
+
+
 def test_the_committed_page_is_of_the_committed_results(tmp_path):
     succeed("experiments.results", "--out", tmp_path / "RESULTS.md")
     again = (tmp_path / "RESULTS.md").read_bytes()
@@ -65,7 +102,7 @@ def test_a_run_is_within_its_band_or_a_number_outside(results, tmp_path, scale, 
     words = ["--against", "digits-vanilla", "--results", results, "--out", tmp_path / "c.png"]
     said = succeed("experiments.compare_run", log, *words).out
     line = next(line for line in said.splitlines() if line.startswith("loss"))
-    assert says in line and (f"{scale - 1:+.1%}" in line)
+    assert says in line and f"{(scale - 1) * falling(1000):+.2g}" in line
     assert (tmp_path / "c.png").stat().st_size > 5000
 
 
@@ -73,6 +110,33 @@ def test_a_run_that_has_just_begun_is_not_judged(results, tmp_path):
     log = written(tmp_path / "log.jsonl", log_of(falling, 3.0)[:2])
     words = ["--against", "digits-vanilla", "--results", results, "--out", tmp_path / "c.png"]
     assert "too early to tell" in succeed("experiments.compare_run", log, *words).out
+
+
+def test_losses_are_compared_where_the_last_line_is_of_scores(results, tmp_path):
+    rows = [*log_of(falling), {"step": 1000, "scores": {"fd": 2.0}, "images": 500}]
+    log = written(tmp_path / "log.jsonl", rows)
+    words = ["--against", "digits-vanilla", "--results", results, "--out", tmp_path / "c.png"]
+    said = succeed("experiments.compare_run", log, *words).out
+    assert "loss" in said and "within" in said and "images " not in said
+
+
+def test_seeds_that_agree_at_one_step_by_chance_make_no_narrow_band_there(results):
+    runs = compare_run.references_of(results)["digits-vanilla"]
+    before = compare_run.band_of(runs, "loss")
+    for run in runs:
+        run.log[6]["loss"] = falling(700)
+    after = compare_run.band_of(runs, "loss")
+    assert after.half[6] > 0.8 * before.half[6]
+
+
+def test_runs_of_one_name_and_different_lengths_are_told_apart(results):
+    content = json.loads((results / "table6.json").read_text())
+    for run in content["runs"]:
+        run["record"]["max_steps"] = 600
+    write_json(results / "gate.json", content)
+    found = compare_run.references_of(results)
+    assert list(found) == ["digits-vanilla", "gate/digits-vanilla"]
+    assert {run.record["max_steps"] for run in found["digits-vanilla"]} == {1000}
 
 
 def test_unknown_references_are_named(results, tmp_path):
@@ -97,3 +161,9 @@ def test_what_is_published_can_be_read_again(results):
     found = publish.load(results / "table6.json")
     assert isinstance(found.results[0], Result) and found.results[1].record["seed"] == 1
     assert compare_run.references_of(results).keys() == {"digits-vanilla"}
+
+
+def test_committed_commands_run_on_any_machine():
+    for path in publish.FOLDER.glob("*.json"):
+        commands = [one for run in publish.load(path).results for one in run.record["commands"]]
+        assert commands and not [one for one in commands if re.search(r"[\s'=]/", one)], path

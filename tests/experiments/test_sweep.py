@@ -18,7 +18,7 @@ import pytest
 import tyro
 
 import sample_ddp
-from evaluations import heldout
+from evaluations import heldout, progress
 from evaluations.images import __main__ as images
 from evaluations.motion import __main__ as motion
 from experiments import runs
@@ -236,4 +236,5 @@ PARSERS = {
     "evaluations.motion": lambda words: tyro.cli(motion.Flags, args=words).seed,
     "methods.features": lambda words: tyro.cli(features.Flags, args=words).extractor,
     "evaluations.heldout": lambda words: tyro.cli(heldout.Flags, args=words).seed,
+    "evaluations.progress": lambda words: tyro.cli(progress.Flags, args=words).seed,
 }

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from runtime import config
 from tests.commands import ROOT, succeed
-from tests.faults.malicious_checkpoints import TINY
+from tests.faults.malicious_checkpoints import TINY, limited_memory
 
 SMALL = {
     "model": "SiT-Ti/2", "dataset_name": "digits", "depth": "2", "hidden_size": "16",
@@ -72,6 +72,8 @@ FIXED = {
     "encode": {"dataset_name": "folder", "out": "latents", "device": "cpu"},
     "export": {"ckpt": ""},
 }  # fmt: skip
+ROOM = 2**32  # bytes that lines may take, for a network of any size may be drawn
+WHOLE = 2**33  # of a process of its own, its libraries included
 LONG = {"num_sampling_steps", "num_fid_samples", "per_proc_batch_size", "depth"}
 # Commands of the lab: what they need first, then words of anything.
 LAB = {
@@ -215,7 +217,8 @@ def called(line: Line) -> Ended:
 
 def started(line: Line, folder: Path) -> Ended:
     """A command in a process of its own, whose working folder is `folder`."""
-    words = [sys.executable, str(ROOT / f"{line.command}.py"), *line.words]
+    limited = ["sh", "-c", f'ulimit -v {WHOLE // 1024} && exec "$@"', "sh"]
+    words = [*limited, sys.executable, str(ROOT / f"{line.command}.py"), *line.words]
     done = subprocess.run(words, capture_output=True, text=True, cwd=folder, timeout=600)
     crash = done.stderr if "Traceback" in done.stderr else None
     return Ended(done.returncode, done.stderr, crash)
@@ -296,7 +299,8 @@ def check(lines: int = 2000, real: int = 50, seed: int = 0) -> tuple[Counter, li
         draw = Draw(seed, ckpt)
         some = [draw.training() for _ in range(lines)]
         some += [draw.other() for _ in range(lines // 8)] + [draw.lab() for _ in range(lines // 8)]
-        counts, failures = check_lines(some)
+        with limited_memory(ROOM):
+            counts, failures = check_lines(some)
         more, worse = check_real([draw.real() for _ in range(real)])
     return counts + more, failures + worse
 

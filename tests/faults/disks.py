@@ -63,7 +63,7 @@ def full_disks(job: Job, count: int, draw: random.Random, disk: Path, folder: Pa
     needed = sum(4 * math.ceil(size / 4096) for size in kept) + 4 * job.pieces
     sentences = 0
     for _ in range(count):
-        mount(disk, f"size={draw.randint(4, int(1.5 * needed))}k")
+        mount(disk, f"size={draw.randint(4, 2 * needed)}k")
         sentences += bool(ended_well_or_with_a_sentence(job.start(disk / "out", log)))
         left = [path for path in broken_files(disk) if path.suffix != ".jsonl"]
         assert not left, f"{job.name} on a full disk left {', '.join(map(str, left))}"
@@ -72,7 +72,7 @@ def full_disks(job: Job, count: int, draw: random.Random, disk: Path, folder: Pa
         assert_like(job, quiet, disk / "out")
         call("umount", disk)
     say(
-        f"{job.name}: {count} disks of 4 to {int(1.5 * needed)} KiB: {sentences} sentences, "
+        f"{job.name}: {count} disks of 4 to {2 * needed} KiB: {sentences} sentences, "
         f"{count - sentences} finished; every end is equal"
     )
 
@@ -107,6 +107,7 @@ def failing_reads(job: Job, count: int, draw: random.Random, sources: Path, fold
             sentence = ended_well_or_with_a_sentence(job.start(out, log, failing))
             if not sentence:
                 break
+            assert "Input/output error" in sentence, f"{job.name} takes it for damage: {sentence}"
             sentences.add(sentence)
         finished(job.start(out, log))
         assert_like(job, folder / job.name, out)

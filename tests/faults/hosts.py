@@ -28,7 +28,7 @@ from tests.faults.harness import (
 )
 
 RANKS = 2  # on each of the two hosts
-STEPS = 60
+STEPS = 300  # more than are done until the last cut
 CKPT_EVERY = 10
 PATIENCE = 15  # --hang-timeout
 WITHIN = 120  # seconds from the cut to the end of all that train
@@ -104,12 +104,12 @@ def cuts(hosts: list[Host], count: int, draw: random.Random, one: Path, folder: 
     """The cable is cut in the middle of training, both sides end, and are started again."""
     out, waited, left = folder / "two-hosts", [], 0
     for attempt in range(count + 1):
+        before = saved(out)
         logs = [folder / f"{host.name}-{attempt}.txt" for host in hosts]
         running = [h.train(out, log, attempt) for h, log in zip(hosts, logs, strict=True)]
         if attempt == count:
             break
-        step = (attempt + 1) * (STEPS // CKPT_EVERY) // (count + 1) * CKPT_EVERY
-        until(lambda step=step: list(out.glob(f"*/checkpoints/{step:07d}.pt")), f"step {step}")
+        until(lambda before=before: saved(out) - before, "a checkpoint of this attempt")
         time.sleep(draw.uniform(0, 0.5))
         begin = time.monotonic()
         hosts[1].does("ip link set cable down")
@@ -133,6 +133,10 @@ def cuts(hosts: list[Host], count: int, draw: random.Random, one: Path, folder: 
         f"{took} seconds ({left} torchruns were still asking for each other, and were killed); the "
         f"end is that of {2 * RANKS} processes on one host"
     )
+
+
+def saved(out: Path) -> set[Path]:
+    return set(out.glob("*/checkpoints/*.pt"))
 
 
 def all_have_ended(running: list[Launched]) -> bool:

@@ -21,7 +21,8 @@ from tests.faults.harness import (
 )
 from tests.faults.jobs import Job, encoding, sampling, trained, training, training_on
 
-STEPS_PER_KILL = 6  # as many as make a run last longer than its kills
+PIECES_PER_KILL = 10  # as many files as make a run last longer than its kills
+LEAST_PIECES = 60  # where this process is kept waiting, several are written before it strikes
 
 
 class Pace(NamedTuple):
@@ -32,53 +33,46 @@ class Pace(NamedTuple):
 
 
 def main(flags: argparse.Namespace, folder: Path) -> None:
-    count, small = flags.count, max(flags.count // 2, 2)
-    images, vae = write_images(folder / "images", small * 5), write_vae(folder / "vae")
+    kills, pieces = flags.count, pieces_for(flags.count)
+    images, vae = write_images(folder / "images", pieces), write_vae(folder / "vae")
     jobs = [
-        (training(count * STEPS_PER_KILL), count),
-        (encoding(images, vae, small * 5), small),
-        (sampling(trained(folder / "ckpt"), small * 5), small),
+        (training(2 * pieces), kills),
+        (encoding(images, vae, pieces), kills),
+        (sampling(trained(folder / "ckpt"), pieces), kills),
     ]
     if flags.ranks > 1:
         few = max(flags.count // 10, 2)
-        jobs.append((training_on(flags.ranks, few * STEPS_PER_KILL), few))
+        jobs.append((training_on(flags.ranks, 2 * pieces_for(few)), few))
     for job, kills in jobs:
-        campaign(
-            job,
-            kills,
-            random.Random(f"{flags.seed} {job.name}"),
-            folder / job.name,
-        )
+        campaign(job, kills, random.Random(f"{flags.seed} {job.name}"), folder / job.name)
+
+
+def pieces_for(kills: int) -> int:
+    return max(PIECES_PER_KILL * kills, LEAST_PIECES)
 
 
 def campaign(job: Job, kills: int, draw: random.Random, folder: Path) -> None:
-    """All kills of one job: over one run, or over several if it ends before.
+    """All kills over one run.
 
-    A run killed before its first checkpoint leaves its folder behind, and the next one is begun.
+    Killed before its first checkpoint, it leaves a folder behind that the next start does not use.
     """
     folder.mkdir()
     pace = quiet_run(job, folder / "quiet")
-    done, inside, runs = 0, 0, 0
-    while done < kills:
-        out, ended, runs = folder / f"hit{runs}", False, runs + 1
-        while not ended:
-            running = job.start(out, folder / "out.txt")
-            if done < kills:
-                strike = (at_a_random_time, at_the_writer)[done % 2]
-                ended = not strike(running, out, pace, draw)
-                done += not ended
-                inside += not ended and any(out.rglob(".*.tmp"))
-            else:
-                ended = True
-            if ended:
-                finished(running)
-        job.compare(folder / "quiet", out)
-        stillborn = [run for run in checkpoint.runs(out) if not checkpoint.files_of(run)]
-        left = [path for path in broken_files(out) if not set(stillborn) & set(path.parents)]
-        assert not left, f"{job.name} left {', '.join(map(str, left))}"
+    out, log, inside = folder / "hit", folder / "out.txt", 0
+    for number in range(kills):
+        strike = (at_a_random_time, at_the_writer)[number % 2]
+        running = job.start(out, log)
+        hit = strike(running, out, pace, draw)
+        assert hit, f"{job.name} ended after {number} of {kills} kills: {log.read_text()[-500:]}"
+        inside += any(out.rglob(".*.tmp"))
+    finished(job.start(out, log))
+    job.compare(folder / "quiet", out)
+    stillborn = [run for run in checkpoint.runs(out) if not checkpoint.files_of(run)]
+    left = [path for path in broken_files(out) if not set(stillborn) & set(path.parents)]
+    assert not left, f"{job.name} left {', '.join(map(str, left))}"
     say(
-        f"{job.name}: {done} kills in {runs} runs, {(done + 1) // 2} at a random time and "
-        f"{done // 2} at the writer; {inside} left a half-written file; every end is equal"
+        f"{job.name}: {kills} kills of one run, {(kills + 1) // 2} at a random time and "
+        f"{kills // 2} at the writer; {inside} left a half-written file; the end is equal"
     )
 
 

@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,6 +217,9 @@ def shapes(make: Maker) -> None:
         number = len(list(make.folder.glob("flag*")))
         make.changed(f"flag {number} {name}", args=make.content["args"] | {name: value})
     make.changed("args of text", args="--model")
+    make.changed("args of tensors", args=make.content["args"] | {"lr": [torch.zeros(2)]})
+    make.changed("codec of tensors", codec={"scale": torch.zeros(2)})
+    make.changed("step below 0", train_steps=-5)
     make.changed("numbers for names", ema={3: torch.zeros(1)})
     make.changed("targets of numbers", targets={"target 1": 5}, ema={"w": torch.zeros(1)})
 
@@ -317,19 +321,30 @@ def read_all(folder: Path, canary: Path) -> None:
     from runtime import checkpoint
     from runtime.errors import one_line
 
+    with limited_memory(ROOM):
+        for path in sorted(folder.iterdir()):
+            begin, said = time.perf_counter(), None
+            try:
+                found = checkpoint.read(path)
+                models.load(found.ema, found.architecture, args=found.args)
+            except ValueError as error:  # sample.py says this one behind the file's name
+                said = one_line(str(error))
+            seconds = time.perf_counter() - begin
+            outcome = Outcome(path.name, said, seconds, canary.exists())
+            print(json.dumps(outcome._asdict()), flush=True)
+
+
+@contextmanager
+def limited_memory(room: int) -> Iterator[None]:
+    """Within, this process is refused more than so many bytes beyond those that it has."""
     status = Path("/proc/self/status").read_text()
     (taken,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize"))
-    resource.setrlimit(resource.RLIMIT_AS, (taken * 1024 + ROOM, taken * 1024 + ROOM))
-    for path in sorted(folder.iterdir()):
-        begin, said = time.perf_counter(), None
-        try:
-            found = checkpoint.read(path)
-            models.load(found.ema, found.architecture, args=found.args)
-        except ValueError as error:  # sample.py says this one behind the file's name
-            said = one_line(str(error))
-        seconds = time.perf_counter() - begin
-        outcome = Outcome(path.name, said, seconds, canary.exists())
-        print(json.dumps(outcome._asdict()), flush=True)
+    before, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken * 1024 + room, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, most))
 
 
 def command(script: str, *arguments: Any) -> Result:

@@ -6,7 +6,9 @@ python -m tests.faults.nan --count 100
 import argparse
 import json
 import math
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,9 @@ import torch
 from torch import Tensor
 
 import train
+from runtime.errors import REQUEUE
+from runtime.signals import asked
+from tests.commands import assert_same_state
 from tests.faults.harness import (
     TINY,
     Forked,
@@ -23,6 +28,7 @@ from tests.faults.harness import (
     last_state,
     say,
     script,
+    until,
 )
 
 VALUES = (math.nan, math.inf, -math.inf)
@@ -126,42 +132,72 @@ def main(flags: argparse.Namespace, folder: Path) -> None:
         f"{last} steps, {len(chosen)} injected ({each}): as many named, counted and without effect "
         "on weights and EMA; the same in three parts"
     )
-    rollback(draw, folder, min(flags.count, 5))
+    rollbacks(draw, folder, min(flags.count // 2, 5))
 
 
-def rollback(draw: random.Random, folder: Path, count: int) -> None:
-    """A series that is too long leads back to the checkpoint and on with other data."""
+def rollbacks(draw: random.Random, folder: Path, count: int) -> None:
+    """Batches in a row that are bad lead back to the checkpoint and on with others; to the same
+    bits where signals stop the run before, amid and behind such a row."""
     every, most = 10, 2
-    starts = [every * (number + 1) + draw.randint(2, 6) for number in range(count)]
-    last = every * (count + 2)
+    starts = [2 * every * number + draw.randint(2, 6) for number in range(1, count + 1)]
+    bad = {start + more for start in starts for more in range(most + 1)}
+    last = 2 * every * (count + 1)
     words = [*TINY, "--ckpt-every", every, "--max-skipped", most, "--max-steps", last]
-    out = folder / "rollbacks"
-    words = [*words, "--log-every", 1, "--results-dir", out]
-    series = [range(start, start + most + 1) for start in starts]
-    finished(Forked("train", words, folder / "out.txt", in_series(series)))
-    guard = last_state(out, last)["guard"]
-    skipped = count * (most + 1)
-    assert (guard["rollbacks"], guard["skipped"]) == (count, skipped), guard
-    shift = sum(run[-1] - run[0] // every * every for run in series)
-    assert guard["shift"] == shift, (guard, shift)
-    assert not broken_files(out)
+
+    def through(name: str, stops: list[int], *more: str | int) -> dict:
+        start = [*words, *more, "--resume", "auto", "--results-dir", folder / name]
+        for stop in stops:
+            running = Forked("train", start, folder / "out.txt", over(bad, stop))
+            assert running.wait() == REQUEUE, running.log.read_text()[-1500:]
+        finished(Forked("train", start, folder / "out.txt", over(bad)))
+        assert not broken_files(folder / name)
+        return last_state(folder / name, last)
+
+    guard = through("rollbacks", [], "--log-every", 1)["guard"]
+    skipped, shift = count * (most + 1), lost_batches(bad, every, most, last)
+    found = guard["rollbacks"], guard["skipped"], guard["shift"]
+    assert found == (count, skipped, shift), f"{found}, not {(count, skipped, shift)}"
     say(f"{count} series of {most + 1}: {count} ways back, data shifted by {shift} batches")
 
+    # Skipped steps are looked for every 10 steps, and signals come in between.
+    stops = [start + (-1, 1, most + 1)[number % 3] for number, start in enumerate(starts)]
+    straight, stopped = through("straight-back", []), through("stopped", stops)
+    assert_same_state(straight, stopped)
+    for part in (straight, stopped):
+        part["guard"]["running"] = part["guard"]["running"].tolist()
+    assert straight["guard"] == stopped["guard"], f"{straight['guard']}, {stopped['guard']}"
+    say(f"{len(stops)} signals around them: the end is equal")
 
-def in_series(series: list[range]) -> Callable[[], None]:
-    """Each is met once, and not again on the way after it."""
+
+def lost_batches(bad: set[int], every: int, most: int, last: int) -> int:
+    """The shift in the end of a run that looks after every step, one step after the other."""
+    step = shift = saved = in_row = 0
+    while step < last:
+        in_row = in_row + 1 if step + shift in bad else 0
+        step += 1
+        if in_row > most:
+            step, shift, in_row = saved, shift + step - saved, 0
+        elif step % every == 0 and not in_row:
+            saved = step
+    return shift
+
+
+def over(bad: set[int], stop: int | None = None) -> Callable[[], None]:
+    """Batches by their numbers, which only rise: gradients of `bad` are not finite, and before the
+    batch `stop` a signal comes."""
 
     class Injected(train.Trainer):
         def step(self, batches):
             undo: list[Callable[[], None]] = []
-            now = self.state.step + 1
-            if series and now in series[0]:
+            now = self.state.step + self.state.guard.shift
+            if now == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+                until(lambda: asked.by, "the signal")
+            if now in bad:
                 in_a_gradient(self, math.nan, undo.append)
             metrics = super().step(batches)
             for action in undo:
                 action()
-            if series and now == series[0][-1]:
-                del series[0]
             return metrics
 
     def inside() -> None:

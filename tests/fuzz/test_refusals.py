@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from domains import clips
 from domains.clips import Cut
 from domains.clips import decoded as clip_of
 from domains.decoding import Unreadable, decode
@@ -55,6 +56,17 @@ def test_a_link_to_another_folder_is_followed(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "far" / "x.png")
     (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
     assert list(image_files(tmp_path / "near")) == [str(tmp_path / "near" / "link" / "x.png")]
+
+
+def test_a_video_of_frames_without_end_does_not_take_the_memory(tmp_path, monkeypatch):
+    """100 frames that are all alike have 2 kB, and 40,000 of them half a megabyte."""
+    monkeypatch.setattr(clips, "MOST_BYTES", 20 * 64 * 64 * 3)
+    path = tmp_path / "video.mp4"
+    clips.write_mp4(path, [np.zeros((16, 16, 3), np.uint8)] * 21, fps=25)
+    assert path.stat().st_size < 4096
+    with pytest.raises(Unreadable, match="more than 20 frames of 64 x 64"):
+        clips.whole(path, clips.Cut(1, 1, (64, 64)))
+    assert clips.whole(path, clips.Cut(1, 1, (32, 32))).shape == (3, 21, 32, 32)
 
 
 def test_a_pipe_among_pictures_is_not_waited_for(tmp_path):
@@ -126,3 +138,8 @@ def test_a_model_larger_than_the_machine_is_refused_before_it_is_built():
         "train", "--preset", "digits", "--hidden-size", 1_000_000, "--num-heads", 2, "--dry-run"
     )
     assert "parameters" in said and "this machine has" in said
+
+
+def test_a_model_whose_size_is_no_number_is_refused():
+    said = refused("train", "--preset", "digits", "--num-classes", 2**62, "--dry-run")
+    assert "more bytes than a number holds" in said

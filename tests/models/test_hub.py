@@ -8,7 +8,7 @@ import torch
 from models import MDM, SiT, from_dit
 from models.hub import HubSiT
 from runtime import checkpoint
-from tests.commands import refused, succeed
+from tests.commands import checkpoint_of, full_disk, refused, succeed
 
 SMALL = dict(input_size=8, in_channels=4, hidden_size=96, depth=4, num_heads=4, num_classes=10)
 
@@ -39,6 +39,74 @@ def test_the_hub_s_folder_is_the_same_network(sit, tmp_path):
     card = (out / "README.md").read_text()
     assert "| steps | 7 |" in card and "arxiv.org/abs/2510.12581" in card
     assert json.loads((out / "config.json").read_text())["hidden_size"] == 96
+
+
+@pytest.fixture
+def digits(perturb, tmp_path):
+    """A checkpoint of a model of digits, and what export.py made of it."""
+    small = SMALL | dict(in_channels=1, depth=2, hidden_size=32, num_heads=2)
+    model = perturb(SiT(**small, class_dropout_prob=0.0), 0.1)
+    args = dict(dataset_name="digits", model="SiT-Ti/2", image_size=8, vae="none", lr=0.1)
+    state = {"ema": model.state_dict(), "args": args, "architecture": model.config}
+    path = tmp_path / "0000042.pt"
+    checkpoint.save(path, state | {"codec": {"name": "pixels"}, "train_steps": 42})
+    succeed("export", "--ckpt", path, "--out", tmp_path / "exported")
+    return path, tmp_path / "exported"
+
+
+def test_what_was_exported_is_sampled_as_its_checkpoint(digits, tmp_path):
+    flags = ["--num-sampling-steps", 3, "--num-fid-samples", 6, "--sample-dir", tmp_path]
+    files = dict(
+        zip(("ours", "theirs", "file"), (*digits, digits[1] / checkpoint.EXPORTED), strict=True)
+    )
+    for name, ckpt in files.items():
+        succeed("sample_ddp", "ODE", "--ckpt", ckpt, *flags, "--name", name)
+    ours, theirs, file = ((tmp_path / f"{name}.npz").read_bytes() for name in files)
+    assert ours == theirs == file
+    card = json.loads((tmp_path / "theirs.json").read_text())
+    assert card["checkpoint"]["step"] == 42 and card["checkpoint"]["model"] == "SiT-Ti/2"
+    out = tmp_path / "grid.png"
+    succeed("sample", "ODE", "--ckpt", digits[1], "--num-sampling-steps", 2, "--out", out)
+    assert out.exists()
+
+
+def test_what_was_exported_says_of_its_run_only_what_a_reader_needs(digits):
+    """Flags hold paths of whoever trained it."""
+    found = checkpoint.read(digits[1])
+    assert found.args == dict(dataset_name="digits", model="SiT-Ti/2", image_size=8, vae="none")
+    assert found.codec == {"name": "pixels"} and found.step == 42 and not found.opt
+
+
+def test_fine_tuning_starts_from_what_was_exported(digits, tmp_path):
+    flags = ["--dataset_name", "digits", "--model", "SiT-Ti/2", "--depth", 2, "--hidden-size", 32]
+    flags += ["--num-heads", 2, "--lr", 0, "--max-steps", 1, "--global-batch-size", 8]
+    flags += ["--num-workers", 0, "--no-tensorboard", "--results-dir", tmp_path / "results"]
+    succeed("train", *flags, "--fine-tune", "--ckpt", digits[1])
+    tuned, original = checkpoint_of(tmp_path / "results", 1), checkpoint.read(digits[0])
+    assert all(torch.equal(tuned["ema"][name], value) for name, value in original.ema.items())
+
+
+@pytest.mark.parametrize("run", [["args"], {"args": 7}, {"args": {"image_size": "8"}}])
+def test_an_exported_folder_that_lies_about_its_run_is_one_sentence(digits, run):
+    path = digits[1] / checkpoint.EXPORTED_CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {checkpoint.RUN: run}))
+    refused("sample", "ODE", "--ckpt", digits[1])
+
+
+def test_weights_beside_another_library_s_config_are_read_as_they_are(digits):
+    (digits[1] / checkpoint.EXPORTED_CONFIG).write_text('{"model_type": "bert"}')
+    found = checkpoint.read(digits[1])
+    assert found.ema and found.architecture is None and not found.args
+
+
+@pytest.mark.parametrize("to", ["hub", "diffusers"])
+def test_a_full_disk_leaves_the_folder_as_it_was(sit, tmp_path, to):
+    """One sentence, whichever way the library says it."""
+    pytest.importorskip("diffusers")
+    path, out = saved(tmp_path / "1.pt", sit), tmp_path / "out"
+    with full_disk(after=2000):
+        said = refused("export", "--ckpt", path, "--to", to, "--out", out)
+    assert "File too large" in said and not list(out.iterdir())
 
 
 def test_a_folder_of_other_tensors_is_refused(sit, tmp_path):

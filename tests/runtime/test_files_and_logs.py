@@ -54,6 +54,13 @@ def test_what_libraries_make_of_a_failing_read_is_retried_and_then_named(
     assert sentence_of(caught.value) == "f: Input/output error"
 
 
+@pytest.mark.parametrize("path", ["/", "."])
+def test_a_folder_without_a_name_is_no_file_to_write(path):
+    with pytest.raises(IsADirectoryError) as error, atomic_write(path):
+        pass
+    assert sentence_of(error.value) == f"{path}: Is a directory"
+
+
 def test_other_errors_are_left_as_they_are():
     for error in (RuntimeError("shapes differ"), OSError("no such model on the hub")):
         with pytest.raises(type(error)) as caught:
@@ -106,6 +113,23 @@ def test_any_name_and_folder_of_a_checkpoint_is_fine(tmp_path):
         assert checkpoint.read(folder / "last.pt").step == step
     torch.save({"model": {"w": torch.zeros(1)}}, folder / "0050000.pt")
     assert checkpoint.read(folder / "0050000.pt").step == 50_000
+
+
+def test_a_rollback_goes_to_where_an_uninterrupted_run_would_go(tmp_path):
+    """Not to what a signal had saved since, unless there is nothing else."""
+    for step in (10, 13, 20, 27):
+        content = {"ema": {}, "guard": {"in_row": int(step == 20)}}
+        checkpoint.save(tmp_path / f"checkpoints/{step:07d}.pt", content)
+    names = [checkpoint.last_good(tmp_path, every)[-10:] for every in (10, 100)]
+    assert names == ["0000010.pt", "0000027.pt"]
+    assert checkpoint.last_good(tmp_path / "none", 10) is None
+
+
+def test_numbers_of_other_scripts_are_no_steps(tmp_path):
+    """`int` takes some digits, and not others."""
+    for name in ("0000003.pt", "\u00b2.pt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in checkpoint.files_of(tmp_path)] == ["0000003.pt"]
 
 
 def test_an_empty_run_folder_is_named(tmp_path):

@@ -1,7 +1,6 @@
 """Optimizer, EMA, arithmetic, prefetching, checkpoints in a thread: fast, and still the same."""
 
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ from runtime.precision import Arithmetic, cast_products
 from runtime.prefetch import Prefetch
 from runtime.saver import Saver
 from runtime.state import TrainState
-from tests.commands import ROOT
+from tests.commands import ROOT, full_disk
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
@@ -54,6 +53,20 @@ def test_fused_adamw_and_foreach_ema_are_the_plain_ones(perturb):
         torch.testing.assert_close(
             state.ema.model.get_parameter(name), average[name], rtol=1e-6, atol=1e-6
         )
+
+
+def test_the_learning_rate_grows_to_its_value_and_stays_there(perturb):
+    """Adam's steps are as long as the learning rate, whatever the gradient: it is seen in them."""
+    model = perturb(SiT(**SMALL))
+    state = state_of(model, lr=1e-2, weight_decay=0.0, warmup=4)
+    weight, moved = model.final_layer.linear.weight, []
+    for _ in range(6):
+        before = weight.detach().clone()
+        for p in model.parameters():
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        state.update()
+        moved.append((weight - before).abs().max().item())
+    assert moved == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01], rel=1e-3)
 
 
 def test_an_ema_in_bfloat16_is_refused():
@@ -203,14 +216,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path):
     saver = Saver(tmp_path, ALONE, keep_last=0, milestone_every=0)
     saver.save(1, content_of(1.0))
     saver.wait()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    try:
+    with full_disk(after=2000):
         saver.save(2, content_of(2.0))
         with pytest.raises(LocalError, match="0000002.pt could not be written .*--resume auto"):
             saver.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0000001.pt"]
 
 

@@ -93,9 +93,33 @@ def test_a_guard_goes_on_from_what_it_has_stored():
     assert one.content().keys() == other.content().keys()
 
 
-def test_damaged_counts_are_refused():
+@pytest.mark.parametrize("content", [{"skipped": "many"}, {"shift": []}, {"shift": -1}])
+def test_damaged_counts_are_refused(content):
     with pytest.raises(ValueError, match="counts of skipped steps"):
-        Guard(CPU).resume({"skipped": "many", "shift": []})
+        Guard(CPU).resume(content)
+
+
+def test_whether_training_broke_down_is_asked_of_all_steps_since_it_was_asked_last():
+    """Also where a signal made the run look, and go on in another process, in between."""
+    one = fed(Guard(CPU), math.nan, math.nan, 1.0)
+    one.look(3)
+    other = Guard(CPU)
+    other.resume(one.content())
+    fed(other, 1.0, math.nan).look(5)
+    assert other.broke_down(1) and not other.broke_down(1)
+    fed(other, math.nan, 1.0).look(7)
+    assert other.broke_down(1), "a row goes on over a look"
+
+
+def test_how_often_a_run_went_back_to_a_checkpoint_outlives_a_restart():
+    guard = Guard(CPU)
+    for _ in range(MOST_RETURNS):
+        guard.went_back(100, lost=7, before=guard.content())
+        again = Guard(CPU)
+        again.resume(guard.content())
+        guard = again
+    with pytest.raises(FloatingPointError, match="4 times after step 100"):
+        guard.went_back(100, lost=7, before=guard.content())
 
 
 def test_going_back_passes_over_what_was_read_and_ends_after_a_few_times():

@@ -1,0 +1,123 @@
+"""What a run learns as it goes: held-out loss and a probe of every block at all its checkpoints.
+
+python -m evaluations.progress results/000-SiT-Ti-2-digits
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from evaluations import drop_blocks, heldout
+from evaluations.features import Study, StudyFlags
+from evaluations.report import kept
+from evaluations.suggest_pairs import LEAST, qualities
+from runtime import checkpoint, distributed
+from runtime.config import GridODE, at_least, checked
+from runtime.distributed import Ranks
+from runtime.entry import run, speaks
+from runtime.errors import InputError
+from runtime.files import write_json
+from runtime.text import columns
+
+
+@dataclass(frozen=True)
+class Flags(StudyFlags):
+    """The held-out loss, and a ridge probe of every block, of all checkpoints of a run (train with
+    --keep-last 0); of the last one also the loss without each block.
+
+    The loss is that of evaluations.heldout, of every image, so that runs can be compared image by
+    image; the probes are those of evaluations.suggest_pairs. Killed and started again, it goes on.
+
+    python -m evaluations.progress results/000-SiT-Ti-2-digits
+    """
+
+    noise: float = 0.3  # 1 - t, share of noise in what the probed blocks see
+    images: int = 512  # held-out images of the loss, at most
+    probed: int = 3000  # training images: two thirds to fit a probe to, the rest to test it on
+    dropped: int = 200  # held-out images of the loss without each block; 0: leave it out
+    num_workers: int = 0  # processes that decode
+    out: Path | None = None  # the JSON; None: progress.json in the run
+
+
+def main() -> None:
+    flags = checked(tyro.cli(Flags, console_outputs=speaks()))
+    at_least(flags, images=1, probed=LEAST, dropped=0)
+    folder = Path(flags.ckpt)
+    if not folder.is_dir() or not checkpoint.files_of(folder):
+        raise InputError(f"{folder} is no run with checkpoints: name its folder")
+    ranks = distributed.start(flags.device)
+    if ranks.size > 1:
+        raise InputError("evaluations.progress runs in one process: start it without torchrun")
+    out = flags.out or folder / "progress.json"
+    found = measured(folder, flags, ranks)
+    write_json(out, found)
+    print(f"{as_text(found)}\n{out}")
+
+
+def measured(folder: Path, flags: Flags, ranks: Ranks) -> dict[str, Any]:
+    """What the JSON holds."""
+    entries = []
+    for path in checkpoint.files_of(folder):
+        study = Study(replace(flags, ckpt=str(path), out=None), ranks)
+        looked = kept(study, "progress", Flags, lambda study=study: looked_at(study, flags))
+        entries.append({"step": int(path.stem), **looked})
+    found = {
+        "run": folder.name, "data": study.domain.name, "weights": flags.weights,
+        "noise": flags.noise, "checkpoints": entries,
+    }  # fmt: skip
+    if flags.dropped:
+        found["dropped"] = kept(study, "dropped", Flags, lambda: without_each(study, flags))
+    return found
+
+
+def looked_at(study: Study, flags: Flags) -> dict[str, Any]:
+    """The losses by quarter of t, means over the images and every image's own; the probes."""
+    opened = study.subject.opened
+    asked = heldout.Flags(images=flags.images, seed=flags.seed, batch_size=flags.batch_size)
+    images, held_out = heldout.images_of(opened.domain)
+    losses = torch.cat(list(heldout.losses_of(opened, images, asked, study.ranks.device)))
+    probe, tested = qualities(study, flags.probed)
+    return {
+        "held_out": held_out, "bins": losses.mean(0).tolist(), "losses": losses.mean(1).tolist(),
+        "probe": probe, "tested": tested,
+    }  # fmt: skip
+
+
+def without_each(study: Study, flags: Flags) -> list[float]:
+    """How much more the held-out loss is without each block."""
+    asked = drop_blocks.Flags(
+        flags.ckpt, images=flags.dropped, samples=0, seed=flags.seed, batch_size=flags.batch_size
+    )
+    found, _ = drop_blocks.measured(study.subject.opened, asked, GridODE(), study.ranks.device)
+    return [row["more"]["mean"] for row in found["rows"][1:]]  # the first one is the whole
+
+
+def as_text(found: dict[str, Any]) -> str:
+    rows = []
+    for one in found["checkpoints"]:
+        best = int(np.argmax(one["probe"]))
+        values = [np.mean(one["losses"]), *one["bins"]]
+        rows.append([
+            f"step {one['step']}", *(f"{value:.4f}" for value in values),
+            f"{np.mean(one['probe']):.1%}", f"{one['probe'][best]:.1%} (block {best + 1})",
+        ])  # fmt: skip
+    count = len(found["checkpoints"][0]["bins"])
+    head = ["", "loss", *(f"t {i / count:.2f}-{(i + 1) / count:.2f}" for i in range(count))]
+    lines = [
+        f"{found['run']}: velocity loss of held-out images of {found['data']}, t = 1 is data, and "
+        "ridge probes of the blocks",
+        columns([*head, "probes, mean", "best"], rows),
+    ]
+    if "dropped" in found:
+        lines.append("more loss without each block: " + " ".join(
+            f"{value:+.4f}" for value in found["dropped"]
+        ))  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

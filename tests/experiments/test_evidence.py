@@ -1,0 +1,80 @@
+"""The evidence: from runs to what is said of them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import evidence
+from tests.commands import succeed
+from tests.experiments.conftest import TINY
+
+STEPS = [10, 20, 30, 40]
+
+
+def learned(losses, probes=None):
+    """Two seeds that differ by a hair."""
+    curves = np.array([losses, 1.001 * np.array(losses)])
+    if probes is None:
+        probes = np.full((2, 4, 3), 0.5)
+    return evidence.Learned(
+        losses=curves[..., None].repeat(5, -1), bins=curves[..., None].repeat(4, -1),
+        probes=probes, dropped=np.full((2, 3), 0.1), images_per_second=np.array([8.0, 8.0]),
+        telemetry={},
+    )  # fmt: skip
+
+
+def judged(**methods):
+    return evidence.judged(STEPS, [0, 1], methods, [1, 3])["methods"]
+
+
+def test_speed_up_is_the_steps_to_the_final_loss_of_vanilla():
+    fast = judged(vanilla=learned([8.0, 4, 3, 2]), layer_sync=learned([6.0, 2, 1.5, 1]))
+    found = fast["layer_sync"]
+    assert found["speed_up"]["ratio"] == pytest.approx(2) and evidence.reached(found) == "20"
+    slow = judged(vanilla=learned([8.0, 4, 3, 2]), layer_sync=learned([8.0, 6, 5, 4]))
+    found = slow["layer_sync"]
+    assert evidence.reached(found) == "never; vanilla has its own at 20"
+    assert evidence.times(found) == "<1 (<1 to <1)"
+
+
+def test_at_equal_score_a_faster_run_is_looked_at_earlier():
+    """Its blocks know more at the end only because it is further: at equal loss they do not."""
+    knows = np.arange(4.0)[None, :, None].repeat(2, 0).repeat(3, -1)  # by checkpoint
+    found = judged(
+        vanilla=learned([8.0, 6, 4, 2], knows), layer_sync=learned([6.0, 4, 2, 1], knows + 1)
+    )
+    assert found["layer_sync"]["equal_score"]["steps"] == pytest.approx([30, 30])
+    steps, score = (
+        [found[name][where]["mean"]["mean"] for name in ("layer_sync", "vanilla")]
+        for where in ("equal_steps", "equal_score")
+    )
+    assert steps[0] - steps[1] == 1 and score[0] == pytest.approx(score[1])
+
+
+def test_the_whole_command_on_tiny_runs(results, here):
+    """Three methods; finished ones are judged again without training."""
+    words = ["--preset", "digits", "--max-steps", 4, "--samples", 20]
+    words += ["--device", "cpu", "--results", results, *TINY]
+    said = succeed("experiments.evidence", *words)
+    found = json.loads((results / "evidence/evidence.json").read_text())["digits"]
+    assert found["seeds"] == [0] and found["steps"] == [1, 2, 3, 4], said.out
+    assert set(found["methods"]) == {"vanilla", "dispersive", "layer_sync"}
+    vanilla, ours = (found["methods"][name] for name in ("vanilla", "layer_sync"))
+    assert vanilla["minus_vanilla"]["mean"] == 0 and vanilla["telemetry"] == {}
+    assert len(ours["without_each_block"][0]) == 2 and ours["telemetry"]["grad_ratio"] > 0
+    # The loss is that of evaluations.heldout, of fewer images.
+    of_table = json.loads((results / "evidence/digits-vanilla-seed0/heldout.json").read_text())
+    assert vanilla["curves"][0][-1] == pytest.approx(of_table["checkpoints"][0]["ema"]["mean"], 0.1)
+    assert (results / "evidence/digits.png").stat().st_size > 20_000
+    assert "speed-up by that" in said.out
+    count = len(here)
+    assert succeed("experiments.evidence", *words).out == said.out and len(here) == count
+    # Published, it is a table of RESULTS.md.
+    published = ["--out", results / "sweeps/evidence.json", "--command", "c", "--commit", "d"]
+    published += ["--verdict", results / "evidence/evidence.json"]
+    succeed("experiments.publish", results / "evidence", *published)
+    page = results / "RESULTS.md"
+    succeed("experiments.results", "--results", results / "sweeps", "--out", page)
+    assert "|  | vanilla | layer_sync | dispersive |" in page.read_text()
+    assert "| speed-up by that, 95 % bootstrap | - |" in page.read_text()
