@@ -134,8 +134,13 @@ def written_whole(folder: str | Path) -> Iterator[Path]:
             if refusal := refusal_of(error, folder):
                 raise refusal from None
             raise
-        for path in sorted(Path(name).iterdir()):
+        paths = sorted(Path(name).iterdir())
+        for path in paths:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        for path in paths:
             os.replace(path, folder / path.name)
+        fsync_folder(folder)
 
 
 def write_patiently(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
