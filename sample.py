@@ -4,6 +4,7 @@ python sample.py ODE --ckpt results/000-SiT-Ti-2-digits
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,13 +151,14 @@ class Opened(NamedTuple):
 
 
 def open_checkpoint(
-    flags: SampleFlags, device: torch.device, *, of_pictures: bool = False
+    flags: SampleFlags, device: torch.device, *, of_pictures: bool = False, reads_data: bool = False
 ) -> Opened:
     """Read --ckpt and build its network, transport and domain; flags that name another
     architecture than the file's are refused.
 
     Args:
         of_pictures: refuse models of sound and motion.
+        reads_data: the caller reads the data set, see `with_data`.
 
     Raises:
         InputError: no or a bad checkpoint, or flags that disagree with it.
@@ -164,6 +166,8 @@ def open_checkpoint(
     if not flags.ckpt:
         raise InputError("--ckpt is missing: give it a checkpoint file or a run's folder")
     found = checkpoint.read(flags.ckpt)
+    if reads_data:
+        flags = with_data(flags, found)
     weights = found.ema if flags.weights == "ema" else found.model
     if not weights:
         raise InputError(f"{found.path} holds no raw weights: leave out --weights model")
@@ -212,6 +216,30 @@ def open_checkpoint(
     return Opened(found, network, transport, domain)
 
 
+def with_data(flags: SampleFlags, found: Checkpoint) -> SampleFlags:
+    """The flags of a command that reads data: unless they name a data set, its folder and
+    --skip-corrupt are those that the checkpoint was trained with. A folder of stored latents is
+    not taken: they have no held-out part, which the data themselves, elsewhere, may have.
+
+    Raises:
+        InputError: its folder is not here.
+    """
+    args = found.args
+    if flags.dataset_name or "dataset_name" not in args:
+        return flags
+    recorded = args.get("data_path")
+    path = flags.data_path or (recorded if isinstance(recorded, str) else None)
+    if path and not flags.data_path and not os.path.isdir(path):
+        raise InputError(
+            f"{found.path} was trained on the data in {path}, which is not here: name their folder "
+            "with --data-path"
+        )
+    if not flags.data_path and domains.stored_latents(path):
+        path = None
+    skip = flags.skip_corrupt or args.get("skip_corrupt") is True
+    return dataclasses.replace(flags, data_path=path, skip_corrupt=skip)
+
+
 def check_codec(flags: SampleFlags, found: Checkpoint, domain: domains.Domain) -> None:
     """Refuse a codec that cannot decode what the model was trained on.
 
@@ -240,6 +268,7 @@ def domain_of(flags: SampleFlags, found: Checkpoint, model: models.Denoiser) -> 
     domain = domains.build(
         name or "imagenet-1k",
         data_path=flags.data_path,
+        skip_corrupt=flags.skip_corrupt,
         image_size=size or (None if name else axes[-1] * 8),
         num_classes=model.num_classes,
         vae=flags.vae or args.get("vae"),

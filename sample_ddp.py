@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from domains import Condition, Domain, Draws, NoHeldOut
+from domains.reading import tell
 from runtime import distributed
 from runtime.config import (
     DDPMFlags,
@@ -48,8 +49,9 @@ MODES = {"ODE": NpzODE, "SDE": NpzSDE, "DDPM": NpzDDPM}
 def main() -> None:
     flags = parse_sampling(MODES, PROTOCOLS)
     ranks = distributed.start(flags.device)
-    opened = open_checkpoint(flags, ranks.device)
-    task = task_of(flags)(flags, opened, ranks)
+    kind = task_of(flags)
+    opened = open_checkpoint(flags, ranks.device, reads_data=issubclass(kind, FromData))
+    task = kind(flags, opened, ranks)
     protocol = ranks.from_main(lambda: protocol_of(flags, opened, task))
     name = flags.name or public_name(flags, opened) + f"-{digest(protocol)[:8]}"
     out = Path(flags.sample_dir) / f"{name}.npz"
@@ -193,6 +195,8 @@ class FromData(Samples):
         domain, device = self.opened.domain, self.ranks.device
         numbers = [min(index, self.count - 1) for index in indices]
         batch = self.images.__getitems__(Draws.plain(numbers)).checked()
+        for problem in batch.problems:
+            tell(problem)
         stored = domain.codec.encode(batch.raw.to(device))
         cond = {name: value.to(device) for name, value in batch.cond.items()}
         return domain.codec.to_input(stored, streams.noise(domain.shape)), cond

@@ -58,7 +58,7 @@ def main() -> None:
 
     images = domain.train_set(augment=config.hflip)
     config = with_length(config, len(images), ranks.size, method.least_images)
-    start = ranks.from_main(lambda: starting_point(config))
+    start = ranks.from_main(lambda: starting_point(config, len(images)))
     origin = checkpoint.read(start.ckpt, verify=False) if start.ckpt else None
     if origin and not start.resumes:
         with asked_of_user(about=start.ckpt):
@@ -97,6 +97,8 @@ def main() -> None:
         log.say(f"{folder}: {needs.parameters:,} parameters, {trainer.summary()}")
         if note := slow_ema(config.ema_decay, config.max_steps):
             log.say(note)
+        if method.note and state.step == 0:
+            log.say(method.note)
         previews = config.sample_every and ranks.from_main(lambda: trainer.can_decode(log))
         saver = Saver(
             folder, ranks, keep_last=config.keep_last, milestone_every=config.milestone_every
@@ -158,7 +160,7 @@ def train(
         # What is saved amid skipped steps is nothing to go back to.
         if saves and (last or stops or not state.guard.in_row):
             with aside("saving"):
-                saver.save(done, trainer.content())
+                saver.save(done, trainer.content() | {"images": len(feed.images)})
         if stops:
             stop(done, log, saver, pulse)
         if previews and (last or done % config.sample_every == 0):

@@ -1,6 +1,8 @@
 """A data set read from its first sample to its last, or in any order, outside training."""
 
+import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,9 +17,12 @@ from .order import Draws
 
 def read(
     images: DataSet, numbers: Sequence[int], batch_size: int, device: torch.device, *,
-    workers: int = 0,
+    workers: int = 0, skippable: bool = False,
 ) -> Iterator[Batch]:  # fmt: skip
     """Batches of the samples of some numbers, unflipped, on the device.
+
+    Args:
+        skippable: the command has --skip-corrupt, and may advise it.
 
     Raises:
         LocalError: a corrupt sample.
@@ -31,9 +36,17 @@ def read(
     )  # fmt: skip
     for batch in loader:
         if batch.error is not None:
-            # The flag that it may end with is not one of the commands that read so.
-            raise LocalError(batch.error.partition("; --skip-corrupt")[0])
+            advised = batch.error if skippable else batch.error.partition("; --skip-corrupt")[0]
+            raise LocalError(advised)
+        for problem in batch.problems:
+            tell(problem)
         yield batch.to_device(device)
+
+
+@cache  # what is read again is not said again
+def tell(problem: str) -> None:
+    """A corrupt sample in whose place the next one stands."""
+    print(f"skipped: {problem}", file=sys.stderr, flush=True)
 
 
 def chosen(count: int, most: int | None, *key: int | str) -> np.ndarray:

@@ -4,6 +4,7 @@ A source reads one image by its number, as uint8 (C, H, W), with its class; see 
 
 import gzip
 import hashlib
+import importlib.util
 import io
 import math
 import os
@@ -89,13 +90,26 @@ class ArraySource:
 
 def digits(where: Where) -> ArraySource:
     """The 1,797 grey 8x8 digits inside scikit-learn: 1,297 to train on, 500 held out."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[:, None]
+    table = digits_table()
+    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    labels = table[:, -1].astype(np.int64)
     order = np.random.RandomState(0).permutation(len(images))  # a stream numpy keeps for good
     chosen = order[1297:] if where.held_out else order[:1297]
-    return ArraySource("digits", images[chosen], data.target[chosen], DIGITS)
+    return ArraySource("digits", images[chosen], labels[chosen], DIGITS)
+
+
+def digits_table() -> np.ndarray:
+    """scikit-learn's file of the digits, float64 (1797, 65): pixels of 0 to 16, then the class.
+
+    Read where it lies: importing scikit-learn costs every process more than a second.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None:
+        raise InputError("--dataset_name digits needs scikit-learn, which has the images")
+    return np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
 
 
 def fashion_mnist(where: Where) -> ArraySource:

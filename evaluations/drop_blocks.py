@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
+from domains import DataSet
 from evaluations import pages
 from evaluations.features.study import home
 from evaluations.heldout import Flags as LossFlags
@@ -40,7 +41,8 @@ class Flags:
     ckpt: tyro.conf.Positional[str]  # a checkpoint file, or a run (its newest)
     sets: tuple[str, ...] = ()  # blocks left out together, with commas; none: each in turn
     data: str | None = None  # --dataset_name of the images; None: the checkpoint's
-    data_path: str | None = None  # folder of the data, where it is local
+    data_path: str | None = None  # folder of the data; None: without --data, the checkpoint's
+    skip_corrupt: bool = False  # replace unreadable images by the next one, as train.py does
     weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
     vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs
@@ -62,12 +64,13 @@ def main() -> None:
         raise InputError("evaluations.drop_blocks runs in one process: start it without torchrun")
     sampling = GridODE(
         ckpt=flags.ckpt, weights=flags.weights, vae=flags.vae, dataset_name=flags.data,
-        data_path=flags.data_path, seed=flags.seed, cache_dir=flags.cache_dir,
-        sampling_method="heun2", num_sampling_steps=flags.steps, cfg_scale=flags.cfg_scale,
-        compile="off",
+        data_path=flags.data_path, skip_corrupt=flags.skip_corrupt, seed=flags.seed,
+        cache_dir=flags.cache_dir, sampling_method="heun2", num_sampling_steps=flags.steps,
+        cfg_scale=flags.cfg_scale, compile="off",
     )  # fmt: skip
-    opened = open_checkpoint(sampling, ranks.device)
-    found, strips = measured(opened, flags, sampling, ranks.device)
+    opened = open_checkpoint(sampling, ranks.device, reads_data=True)
+    seen = images_of(opened.domain)
+    found, strips = measured(opened, seen, flags, sampling, ranks.device)
     folder = flags.out or home(opened.checkpoint.path)
     write_json(folder / "drop_blocks.json", found)
     print(as_text(found))
@@ -78,12 +81,17 @@ def main() -> None:
 
 
 def measured(
-    opened: Opened, flags: Flags, sampling: GridODE, device: torch.device
-) -> tuple[dict[str, Any], list[Tensor]]:
-    """What the JSON holds, and a strip of samples (C, H, samples * W) per row of it."""
+    opened: Opened, seen: tuple[DataSet, bool], flags: Flags, sampling: GridODE,
+    device: torch.device,
+) -> tuple[dict[str, Any], list[Tensor]]:  # fmt: skip
+    """What the JSON holds, and a strip of samples (C, H, samples * W) per row of it.
+
+    Args:
+        seen: the images that the network is shown, and whether training never saw them.
+    """
     model = opened.network.model
     wanted = [(), *sets_of(flags.sets, model.depth)]
-    images, held_out = images_of(opened.domain)
+    images, held_out = seen
     chosen = LossFlags(images=flags.images, seed=flags.seed, batch_size=flags.batch_size)
     drawable = opened.domain.has_pictures and not opened.transport.path.steps
     rows, strips, whole = [], [], None

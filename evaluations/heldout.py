@@ -3,8 +3,9 @@
 python -m evaluations.heldout results/000-SiT-Ti-2-digits results/001-SiT-Ti-2-digits
 """
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +18,14 @@ from domains import Domain, NoHeldOut
 from domains.reading import chosen, read
 from evaluations.metrics import mean_interval
 from runtime import checkpoint, distributed
+from runtime.checkpoint import Checkpoint
 from runtime.config import SampleFlags
 from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
 from runtime.random import generator
 from runtime.text import columns
-from sample import Opened, open_checkpoint
+from sample import Opened, open_checkpoint, with_data
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Flags:
 
     ckpt: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING  # files, or runs (their newest)
     data: str | None = None  # --dataset_name of the images; None: the first checkpoint's
-    data_path: str | None = None  # folder of the data, where it is local
+    data_path: str | None = None  # folder of the data; None: without --data, the first checkpoint's
+    skip_corrupt: bool = False  # replace unreadable images by the next one, as train.py does
     cache_dir: str = "./cache/"  # downloads of data sets and VAEs
     images: int = 1000  # at most so many
     bins: int = 4  # equal parts of the time from noise (t = 0) to data
@@ -65,21 +68,24 @@ def main() -> None:
 def measured(flags: Flags, device: torch.device) -> dict[str, Any]:
     """What the JSON holds: plain data."""
     found, first, data, kind = [], {}, flags.data, None
+    where = SampleFlags(
+        dataset_name=data, data_path=flags.data_path, skip_corrupt=flags.skip_corrupt,
+        cache_dir=flags.cache_dir,
+    )  # fmt: skip
     for path in flags.ckpt:
         file = checkpoint.read(path)
+        where = where if found else with_data(where, file)
+        theirs = file.args.get("dataset_name")
+        if flags.data is None and found and theirs not in (None, data):
+            raise InputError(
+                f"{file.path} was trained on {theirs}, the first checkpoint on {data}: name the "
+                "images with --data"
+            )
         entry: dict[str, Any] = {"file": str(file.path), "step": file.step}
         for weights in ("ema", "model") if file.model else ("ema",):
-            asked = SampleFlags(
-                ckpt=str(file.path), weights=weights, dataset_name=data, data_path=flags.data_path,
-                cache_dir=flags.cache_dir,
-            )  # fmt: skip
+            asked = replace(where, ckpt=str(file.path), weights=weights, dataset_name=data)
             opened = open_checkpoint(asked, device)
             data = data or opened.domain.name
-            if opened.domain.name != data:
-                raise InputError(
-                    f"{file.path} was trained on {opened.domain.name}, the first checkpoint on "
-                    f"{data}: name the images with --data"
-                )
             kind = kind or kind_of(opened)
             if differing := [key for key, value in kind_of(opened).items() if value != kind[key]]:
                 raise InputError(
@@ -93,12 +99,26 @@ def measured(flags: Flags, device: torch.device) -> dict[str, Any]:
                 first[weights] = losses
             elif weights in first:
                 entry[f"{weights}_minus_first"] = summary(losses - first[weights])
+        if other := trained_elsewhere(file, data, where.data_path):
+            entry["trained_on"] = other
         found.append(entry)
     return {
-        "data": data, "held_out": held_out, "images": len(losses), "seed": flags.seed,
+        "data": data, "data_path": where.data_path, "held_out": held_out, "images": len(losses),
+        "seed": flags.seed,
         "bins_of_t": [[bin / flags.bins, (bin + 1) / flags.bins] for bin in range(flags.bins)],
         "checkpoints": found,
     }  # fmt: skip
+
+
+def named(data: str, data_path: str | None) -> str:
+    return f"{data} in {data_path}" if data_path else data
+
+
+def trained_elsewhere(file: Checkpoint, data: str, data_path: str | None) -> str | None:
+    """What a checkpoint was trained on, where it says so and that is not what is looked at."""
+    name, path = (file.args.get(key) for key in ("dataset_name", "data_path"))
+    moved = path and data_path and os.path.abspath(str(path)) != os.path.abspath(data_path)
+    return named(name, path) if name and (name != data or moved) else None
 
 
 def kind_of(opened: Opened) -> dict[str, Any]:
@@ -123,7 +143,7 @@ def losses_of(opened: Opened, images: Any, flags: Flags, device: torch.device) -
     """The losses of one batch of images after the other: float64 (batch, bins) on the CPU."""
     codec, transport, shape = opened.domain.codec, opened.transport, opened.domain.shape
     order = chosen(len(images), flags.images, flags.seed, "held-out images")
-    for batch in read(images, order, flags.batch_size, device):
+    for batch in read(images, order, flags.batch_size, device, skippable=True):
         drawn = [draws_of(index, flags, shape) for index in batch.index.tolist()]
         posterior, noise, uniform = (
             torch.stack(parts).to(device) for parts in zip(*drawn, strict=True)
@@ -170,12 +190,18 @@ def as_text(result: dict[str, Any]) -> str:
                 rows.append([f"{entry['file']} {name}", *values, interval])
     kind = "held-out" if result["held_out"] else "training (none are held out)"
     lines = [
-        f"velocity loss of {result['images']} {kind} images of {result['data']}, t = 1 is data",
+        f"velocity loss of {result['images']} {kind} images of "
+        f"{named(result['data'], result['data_path'])}, t = 1 is data",
         columns(["", *ends, "mean", "95 % interval"], rows),
     ]
     steps = [entry["step"] for entry in result["checkpoints"]]
     if len(steps) > 1:
         lines.append("the intervals are over images; runs of other seeds differ more")
+    lines += [
+        f"note: {entry['file']} was trained on {entry['trained_on']}"
+        for entry in result["checkpoints"]
+        if "trained_on" in entry
+    ]
     if len(set(steps)) > 1:
         lines.append(f"note: the checkpoints are of different steps: {', '.join(map(str, steps))}")
     return "\n".join(lines)

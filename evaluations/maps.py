@@ -68,7 +68,7 @@ def draw(studies: Sequence[Study], flags: MapFlags) -> list[Path]:
         if not 0 <= number < len(images):
             raise InputError(f"--pictures {number}: choose 0 to {len(images) - 1}")
     paths, kept = [], {}
-    for batch in read(images, flags.pictures, 1, first.ranks.device):
+    for batch in read(images, flags.pictures, 1, first.ranks.device, skippable=True):
         for noise in subjects:
             panels = [(one, maps_of(one, batch)) for one in subjects[noise]]
             name = f"image{int(batch.index)}-noise{noise:g}"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import tyro
 
+from domains import DataSet
 from evaluations import drop_blocks, heldout
 from evaluations.features import Study, StudyFlags
 from evaluations.report import kept
@@ -22,6 +23,7 @@ from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
 from runtime.text import columns
+from sample import domain_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def looked_at(study: Study, flags: Flags) -> dict[str, Any]:
     """The losses by quarter of t, means over the images and every image's own; the probes."""
     opened = study.subject.opened
     asked = heldout.Flags(images=flags.images, seed=flags.seed, batch_size=flags.batch_size)
-    images, held_out = heldout.images_of(opened.domain)
+    images, held_out = shown(study)
     losses = torch.cat(list(heldout.losses_of(opened, images, asked, study.ranks.device)))
     probe, tested = qualities(study, flags.probed)
     return {
@@ -87,12 +89,21 @@ def looked_at(study: Study, flags: Flags) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def shown(study: Study) -> tuple[DataSet, bool]:
+    """The images of the losses, with the conditions that the network knows, and whether training
+    never saw them."""
+    opened = study.subject.opened
+    domain = domain_of(study.where, opened.checkpoint, opened.network.model)
+    return heldout.images_of(domain)
+
+
 def without_each(study: Study, flags: Flags) -> list[float]:
     """How much more the held-out loss is without each block."""
     asked = drop_blocks.Flags(
         flags.ckpt, images=flags.dropped, samples=0, seed=flags.seed, batch_size=flags.batch_size
     )
-    found, _ = drop_blocks.measured(study.subject.opened, asked, GridODE(), study.ranks.device)
+    opened, device = study.subject.opened, study.ranks.device
+    found, _ = drop_blocks.measured(opened, shown(study), asked, GridODE(), device)
     return [row["more"]["mean"] for row in found["rows"][1:]]  # the first one is the whole
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from domains.reading import chosen
 from evaluations import probes
 from evaluations.features import Study, StudyFlags
 from layersync import admissible_pairs, default_pair
@@ -92,15 +93,17 @@ def qualities(study: Study, most: int) -> tuple[list[float], int]:
     what is held out stays unseen."""
     study.class_names()
     found = study.pooled(held_out=False, most=most)
-    cut = 2 * len(found.labels) // 3
-    y, y_test = found.classes[:cut], found.classes[cut:]
+    # Where all images were looked at, they may lie sorted by class.
+    order = chosen(len(found.labels), None, study.flags.seed, "probe")
+    cut = 2 * len(order) // 3
+    fitted, tested = order[:cut], order[cut:]
 
     def accuracy(block: int) -> float:
-        x = found.of(block)
-        return probes.ridge_accuracy(x[:cut], y, x[cut:], y_test)
+        x, y = found.of(block), found.classes
+        return probes.ridge_accuracy(x[fitted], y[fitted], x[tested], y[tested])
 
     values = study.ranks.from_main(lambda: [accuracy(block) for block in found.blocks])
-    return values, len(y_test)
+    return values, len(tested)
 
 
 def measured(student: int, teacher: int, accuracy: Sequence[float], tested: int) -> Pair:

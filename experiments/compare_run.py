@@ -1,10 +1,11 @@
-"""A run beside the reference curves of its preset: how far outside their band is it?
+"""A run beside the reference curves of its preset, or beside own runs: how far outside is it?
 
 python -m experiments.compare_run results/000-SiT-Ti-2-digits --against digits-layer_sync
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,13 @@ import tyro
 
 from evaluations import pages
 from evaluations.metrics import mean_interval
+from runtime import checkpoint
+from runtime.config import MAY_CHANGE, TrainConfig, parse
 from runtime.entry import run, speaks
 from runtime.errors import InputError
+from runtime.presets import PRESETS
 from runtime.text import columns
+from runtime.untrusted import shown
 
 from .publish import FOLDER, load
 from .table import OF_THE_MACHINE, Result, log_rows
@@ -25,22 +30,37 @@ from .table import OF_THE_MACHINE, Result, log_rows
 # part of the mean.
 DEVIATIONS, LEAST = 2.0, 0.02
 LATER = 0.25  # of the reference's steps; before, a loss falls too fast to be compared
+MEANING = {"dataset_name", "image_size", "path_type", "prediction"}  # with others, another loss
+TRAINING = {field.name for field in fields(TrainConfig)} - MAY_CHANGE - {"global_seed"}
 
 Curve = dict[int, float]  # by step
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Overlay a run on the committed curves of its preset, and say where it leaves their band.
+    """Overlay a run on the committed curves of its preset, or on other runs of yours, and say where
+    it leaves their band.
 
     The band is the mean of the reference's seeds, 2 deviations or 2 % to either side. What is
-    called outside is the mean over the last three quarters of the steps that both have.
+    called outside is the mean over the last three quarters of the steps that both have. Runs on
+    other data are refused; what else differs is said.
+
+    python -m experiments.compare_run RUN --against digits-vanilla
+    python -m experiments.compare_run RUN --against results/000-SiT-Ti-4-a results/001-SiT-Ti-4-b
     """
 
     log: tyro.conf.Positional[Path] = tyro.MISSING  # a run's folder, or its log.jsonl
-    against: str = ""  # the reference runs, PRESET-METHOD; left out, all there are are listed
+    # reference runs, PRESET-METHOD, or runs of yours as above; left out, the former are listed
+    against: tuple[str, ...] = ()
     results: Path = FOLDER  # files of experiments.publish
     out: Path = Path("compare_run.png")  # the picture
+
+
+class Seen(NamedTuple):
+    """A run as far as it is compared."""
+
+    log: list[dict[str, float]]
+    flags: dict[str, Any]  # of train.py, where they are known
 
 
 class Band(NamedTuple):
@@ -67,20 +87,26 @@ class Band(NamedTuple):
 
 def main() -> None:
     flags = tyro.cli(Flags, console_outputs=speaks())
-    references = references_of(flags.results)
-    if flags.against not in references:
-        raise InputError(f"--against {flags.against}: choose from {', '.join(references)}")
-    runs = references[flags.against]
-    rows = log_rows(log_of(flags.log))
-    if not rows:
-        raise InputError(f"{flags.log} has no line yet")
+    here, references = own_run(flags.log), references_of(flags.results)
+    if not flags.against:
+        raise InputError(f"--against is missing: {choice(references)}")
+    runs, rows = [], here.log
+    for asked in flags.against:
+        there = runs_of(asked, references, flags.log)
+        if other := differing(here, there, MEANING):
+            raise InputError(f"{flags.log} and {asked} cannot be compared: {'; '.join(other)}")
+        runs += there
     keys = dict.fromkeys(key for row in rows for key in row)  # scores have lines of their own
     names = [key for key in keys if key not in OF_THE_MACHINE | {"step"}]
     bands = {name: band for name in names if (band := band_of(runs, name))}
     curves = {name: curve_of(rows, name) for name in bands}
     draw(runs, bands, curves, flags)
     print(as_text(bands, curves, len(runs)))
-    print(f"{flags.out}: the curves of {flags.log} on those of {flags.against}")
+    if other := differing(here, runs, TRAINING):
+        print(f"note: {'; '.join(other)}")
+    if len(runs) == 1:
+        print(f"note: the band of one run is {LEAST:.0%} of its mean, and seeds may differ more")
+    print(f"{flags.out}: the curves of {flags.log} on those of {', '.join(flags.against)}")
 
 
 def references_of(folder: Path) -> dict[str, list[Result]]:
@@ -95,6 +121,61 @@ def references_of(folder: Path) -> dict[str, list[Result]]:
     for file, name in longest:
         found[f"{file}/{name}" if name in found else name] = groups[file, name]
     return dict(sorted(found.items()))
+
+
+def runs_of(asked: str, references: dict[str, list[Result]], but: Path) -> list[Seen]:
+    """What --against names: published runs, a run, or a folder of runs, of which `but` is not one.
+
+    Raises:
+        InputError: there is nothing of that name.
+    """
+    if found := references.get(asked):
+        flags = flags_of(found[0].record)
+        return [Seen(one.log, flags) for one in found]
+    path = Path(asked)
+    if not path.exists():
+        raise InputError(f"--against {asked}: {choice(references)}")
+    inside = [] if (path / "log.jsonl").exists() else checkpoint.runs(path)
+    own = log_of(but).resolve()
+    others = [one for one in inside if log_of(one).resolve() != own]
+    return [own_run(one) for one in others or [path]]
+
+
+def choice(references: dict[str, list[Result]]) -> str:
+    return f"choose from {', '.join(references)}, or name runs of yours"
+
+
+def flags_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The flags that a published run was trained with, as its command has them."""
+    commands = [shlex.split(command) for command in record["commands"]]
+    trained = [words for words in commands if "train.py" in words]
+    if not trained:
+        return {}
+    return vars(parse(TrainConfig, PRESETS, trained[-1][trained[-1].index("train.py") + 1 :]))
+
+
+def own_run(path: Path) -> Seen:
+    """
+    Raises:
+        InputError: it has no log, or an empty one.
+    """
+    log = log_of(path)
+    rows = log_rows(log)
+    if not rows:
+        raise InputError(f"{path} has no line yet")
+    saved = checkpoint.files_of(log.parent)
+    return Seen(rows, checkpoint.read(saved[-1], verify=False).args if saved else {})
+
+
+def differing(here: Seen, there: Sequence[Seen], names: Iterable[str]) -> list[str]:
+    """The flags of some names that are known of both and differ, in words."""
+    pairs = [(name, here.flags.get(name), one.flags.get(name)) for name in names for one in there]
+    said = {
+        f"--{name.replace('_', '-')} is {shown(ours)} here and {shown(theirs)} there"
+        for name, ours, theirs in pairs
+        if None not in (ours, theirs) and ours != theirs
+    }
+    return sorted(said)
 
 
 def log_of(asked: Path) -> Path:
@@ -112,7 +193,7 @@ def curve_of(rows: Sequence[dict[str, float]], name: str) -> Curve:
     return {int(row["step"]): row[name] for row in rows if name in row}
 
 
-def band_of(runs: Sequence[Result], name: str) -> Band | None:
+def band_of(runs: Sequence[Result | Seen], name: str) -> Band | None:
     """None: no reference run has that, or it is nothing there."""
     curves = [curve for one in runs if (curve := curve_of(one.log, name))]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -152,7 +233,7 @@ def verdict(outside: float | None) -> str:
 
 
 def draw(
-    runs: Sequence[Result], bands: dict[str, Band], curves: dict[str, Curve], flags: Flags
+    runs: Sequence[Seen], bands: dict[str, Band], curves: dict[str, Curve], flags: Flags
 ) -> None:
     """The band, its runs in grey, and the run that is compared."""
     across = min(3, max(1, len(bands)))

@@ -99,6 +99,7 @@ PAPER = Scoring(50_000, 50, None, "VIRTUAL_imagenet256_labeled.npz", "inception"
 SCORINGS: dict[str, Scoring] = {  # --dataset_name -> its own; all others as the paper's images
     "digits": Scoring(500, 100, 25, "digits", "classifier"),
     "fashion-mnist": Scoring(10_000, 250, 25, "fashion-mnist", "classifier"),
+    "glyphs": Scoring(5000, 250, 25, "glyphs", "classifier"),
     "instruments": Scoring(256, 64, 25, "instruments", "classifier"),
     "mtg-jamendo": Scoring(10_000, 50, None, "mtg-jamendo", "clap:laion/larger_clap_music"),
     "moving": Scoring(500, 50, 25, "moving", "classifier"),

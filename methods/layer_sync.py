@@ -48,6 +48,11 @@ def multiple_sync(
     return synced(pairs, config, model, domain)
 
 
+PAPERS = ("cosine", "own")  # --similarity and --teacher
+NOTE = (
+    "note: reg is minus the cosine of student and teacher. Blocks begin alike, so it is near -1 "
+    "from the first steps on, which is no success: docs/how-it-works.md says what to read"
+)
 # --similarity -> weight, where it is not the cosine's. The paper states none for TRD; this is
 # VideoREPA's. The public fine-tuning code has 0.002, for the cosine.
 WEIGHTS = {"trd": 0.5}
@@ -69,8 +74,10 @@ def synced(
         teacher=config.teacher,
     )
     compares_images = config.teacher == "other_image" or config.similarity.startswith("centred")
+    least = 2 if compares_images else 1
     teacher = random_teacher(model, config.global_seed) if config.teacher == "random" else None
-    return config, Method(sync, teacher=teacher, least_images=2 if compares_images else 1)
+    note = NOTE if config.reg_weight and (config.similarity, config.teacher) == PAPERS else None
+    return config, Method(sync, teacher=teacher, least_images=least, note=note)
 
 
 def similarity_of(config: TrainConfig, model: Denoiser, domain: Domain) -> Similarity:

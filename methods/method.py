@@ -38,6 +38,7 @@ class Method(NamedTuple):
     targets: Targets | None = None
     teacher: nn.Module | None = None  # in the EMA model's place
     least_images: int = 1  # of a micro-batch: some compare its images
+    note: str | None = None  # how the log's `reg` is to be read
 
 
 def settled(config: TrainConfig, **published: float | int) -> TrainConfig:

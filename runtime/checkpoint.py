@@ -67,6 +67,7 @@ class Checkpoint:
     architecture: dict[str, Any] | None = None  # arguments of the network; public files lack it
     reversed_time: bool = False  # its flags are REPA's: t = 0 is data
     step: int | None = None
+    images: int | None = None  # how many it was trained on; their order depends on it
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -143,6 +144,7 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
         architecture=architecture,
         reversed_time="enc_type" in args or "proj_coeff" in args,
         step=step_of(content, path),
+        images=content["images"] if type(content.get("images")) is int else None,
     )
 
 

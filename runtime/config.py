@@ -213,6 +213,7 @@ class SampleFlags:
     num_classes: int | None = None  # checked against the checkpoint
     dataset_name: str | None = None  # codec and class names; None: the checkpoint's
     data_path: str | None = None  # folder of the data, where it is needed
+    skip_corrupt: bool = False  # where data are read, unreadable ones are replaced by the next
     vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
     text_encoder: str | None = None  # a hub id or folder; None: the checkpoint's
     pretrained: str | None = None  # Wan2.1, CogVideoX: hub id or folder; None: the checkpoint's

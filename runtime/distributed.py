@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=30)  # how long a rank may wait for the others
 LEAVE = "leave with "
+TORCHRUN = {b"torchrun", b"torch.distributed.run", b"torch.distributed.launch"}
 LAST_WORK = 120  # seconds that ranks wait for one that is writing a checkpoint
 drawn = ""  # the name of this attempt, where torchrun's store outlives it
 # What a process waits for before it leaves at once: a checkpoint that is being written.
@@ -221,6 +223,17 @@ def all_have_left(store: dist.TCPStore, size: int, seconds: float) -> bool:
 def job_store(timeout: timedelta) -> dist.TCPStore:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(host, port, is_master=False, timeout=timeout)
+
+
+def torchrun() -> int | None:
+    """The process of torchrun, where it is this one's parent: there may be a script between them,
+    and a process whose torchrun is gone has been given to another one."""
+    parent = os.getppid()
+    with suppress(OSError):  # this is no Linux, or the parent is in another namespace
+        words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+        if TORCHRUN & set(map(os.path.basename, words)):
+            return parent
+    return None
 
 
 def store_of_this_attempt(rank: int, size: int, patience: timedelta) -> dist.Store | None:

@@ -4,12 +4,14 @@ Both go over the host alone: nothing in here waits for a GPU."""
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,7 @@ from .files import discard_unfinished
 from .signals import asked
 
 BEAT = 5  # seconds between two signs of life, at most
+ASKING, TELLING = 45, 3  # seconds, at most, to find out who is late, and to agree on who says so
 LAST_WORK = 60  # seconds for a checkpoint that is being written when a job is given up
 
 
@@ -34,6 +37,9 @@ class Sign(NamedTuple):
     aside: bool  # whether that may take as long as it likes
 
 
+STARTING = json.dumps(Sign(0, 1, "starting", aside=False))
+
+
 class Pulse:
     """Of this rank, in a loop over steps.
 
@@ -44,8 +50,10 @@ class Pulse:
                 if pulse.stops():
                     ...
 
-    Where no step ends for `patience` seconds, the ranks read each other's signs in torchrun's
-    store, one of them says who is late, and all exit with 1.
+    Where no step ends, the ranks read each other's signs in torchrun's store, one of them says who
+    is late, and all have exited with 1 when `patience` seconds are over: asking and telling are
+    among them, since a store that is cut off answers neither. Only a checkpoint that is being
+    written is finished first.
 
     Args:
         step: steps done before.
@@ -56,7 +64,8 @@ class Pulse:
         self.ranks, self.patience = ranks, patience
         self.sign = Sign(0, step + 1, "computing", aside=False)
         self.moved = time.monotonic()
-        self.every = min(BEAT, patience / 4) or BEAT
+        self.every = min(BEAT, patience / 12)
+        self.asking, self.telling = min(ASKING, 0.4 * patience), min(TELLING, patience / 8)
         self.ended = threading.Event()
         self.answer: tuple[dist.Work, Tensor] | None = None
         self.threads = [threading.Thread(target=t, daemon=True) for t in (self.beat, self.watch)]
@@ -108,30 +117,27 @@ class Pulse:
         """Leave signs in the store."""
         try:
             store = distributed.job_store(timedelta(seconds=30))
-            count = 0
-            while not self.ended.wait(self.every):
-                count += 1
-                store.set(self.key(self.ranks.rank), json.dumps(self.sign._replace(count=count)))
+            for number in count(1):
+                store.set(self.key(self.ranks.rank), json.dumps(self.sign._replace(count=number)))
+                if self.ended.wait(self.every):
+                    return
         except RuntimeError:  # the store is gone; whoever waits for a step in vain will say so
             return
 
     def watch(self) -> None:
         """Give the job up when no step ends."""
+        quiet = self.patience - self.telling - self.asking - self.every
         while not self.ended.wait(self.every):
-            if self.sign.aside or time.monotonic() - self.moved < self.patience:
+            moved, begin = self.moved, time.monotonic()
+            if self.sign.aside or begin - moved < quiet:
                 continue
-            verdict = distributed.within(30 + 4 * self.every, self.verdict)
-            verdict = self.unanswered if verdict is None else verdict
-            if verdict and not self.ended.is_set():
+            verdict = distributed.within(self.asking, self.verdict)
+            if verdict == "":  # all lived when they were asked
+                self.moved = max(self.moved, begin)
+                continue
+            rest = moved + self.patience - self.telling - time.monotonic()
+            if not self.ended.wait(max(0, rest)) and self.moved == moved:
                 self.give_up(verdict)
-            self.moved = time.monotonic()
-
-    @property
-    def unanswered(self) -> str:
-        return (
-            f"the job's store at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} does not "
-            f"answer process {self.ranks.rank}: its host or the network is gone"
-        )
 
     def verdict(self) -> str:
         """Who is late; "": the job goes on, or a rank does something that may take long."""
@@ -159,21 +165,34 @@ class Pulse:
         )
 
     def signs(self, store: dist.TCPStore) -> dict[int, Sign]:
-        """Of all ranks by their numbers."""
-        found = {}
-        for rank in range(self.ranks.size):
-            key = self.key(rank)
-            left = json.loads(store.get(key)) if store.check([key]) else (0, 1, "starting", False)
-            found[rank] = Sign(*left)
-        return found
+        """Of all ranks by their numbers, in one request: all ranks ask at the same time."""
+        keys = [self.key(rank) for rank in range(self.ranks.size)]
+        if store.check(keys):
+            left = store.multi_get(keys)
+        else:  # one has not begun
+            left = [store.get(key) if store.check([key]) else STARTING for key in keys]
+        return {rank: Sign(*json.loads(text)) for rank, text in enumerate(left)}
 
-    def give_up(self, verdict: str) -> None:
-        if distributed.within(5, self.tellers) in (None, 1):
-            waited = f"no step has ended for {self.patience:g} seconds"
-            print(f"error: {waited}: {verdict}", file=sys.stderr, flush=True)
+    def give_up(self, verdict: str | None) -> None:
+        """End the job, on this host at least. None: the store did not answer."""
+        told = distributed.within(self.telling / 2, self.tellers)
+        if told in (None, 1):
+            waited = f"no step ends within --hang-timeout {self.patience:g}"
+            print(f"error: {waited}: {verdict or self.unanswered}", file=sys.stderr, flush=True)
         distributed.finish_work(LAST_WORK)
         discard_unfinished()
+        if verdict is None and told is None and (torchrun := distributed.torchrun()):
+            # It hears no signal while it asks the store itself, a quarter of an hour long.
+            with suppress(ProcessLookupError):
+                os.kill(torchrun, signal.SIGKILL)
         os._exit(1)
+
+    @property
+    def unanswered(self) -> str:
+        return (
+            f"the job's store at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} does not "
+            f"answer process {self.ranks.rank}: its host or the network is gone"
+        )
 
     def tellers(self) -> int:
         """How many ranks have given the job up, this one included."""

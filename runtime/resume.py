@@ -21,8 +21,9 @@ class Start(NamedTuple):
     damaged: tuple[str, ...] = ()  # newer checkpoints of the run, which are set aside
 
 
-def starting_point(config: TrainConfig) -> Start:
-    """Decide where this run writes and what it starts from; in order:
+def starting_point(config: TrainConfig, images: int) -> Start:
+    """Decide where this run writes and what it starts from, where there are so many images to train
+    on; in order:
 
     1. --resume auto and there is a run of this model and name with a checkpoint: go on with it.
     2. --ckpt without --fine-tune: go on with that file, in its run's folder if it is the newest
@@ -32,7 +33,7 @@ def starting_point(config: TrainConfig) -> Start:
     4. a new run.
 
     Raises:
-        InputError: the checkpoint belongs to other flags, or does not exist.
+        InputError: the checkpoint belongs to other flags or data, or does not exist.
     """
     label = checkpoint.run_label(config.model, config.wandb_run_name)
     results = Path(config.results_dir)
@@ -44,7 +45,7 @@ def starting_point(config: TrainConfig) -> Start:
         for folder in reversed(checkpoint.runs(results, label)):
             if checkpoint.files_of(folder):
                 origin, damaged = checkpoint.newest_whole(folder)
-                refuse_changes(config, origin)
+                refuse_changes(config, images, origin)
                 return resumed(folder, origin, damaged)
     fresh = checkpoint.new_run(results, label)
     if config.ckpt is None:
@@ -52,7 +53,7 @@ def starting_point(config: TrainConfig) -> Start:
     origin, damaged = given(Path(config.ckpt))
     if config.fine_tune:
         return Start(str(fresh), str(origin.path), resumes=False)
-    refuse_changes(config, origin)
+    refuse_changes(config, images, origin)
     folder = origin.path.parent.parent
     in_its_run = origin.path.parent.name == "checkpoints"
     others = set(checkpoint.files_of(folder)) - set(damaged) if in_its_run else set()
@@ -75,7 +76,7 @@ def mark(folder: Path, sentence: str) -> None:
     write_patiently(folder / MARK, lambda file: file.write(f"{sentence}\n".encode()))
 
 
-def refuse_changes(config: TrainConfig, origin: Checkpoint) -> None:
+def refuse_changes(config: TrainConfig, images: int, origin: Checkpoint) -> None:
     if config.resume_anyway:
         return
     flags = dataclasses.asdict(config)
@@ -88,6 +89,11 @@ def refuse_changes(config: TrainConfig, origin: Checkpoint) -> None:
         raise InputError(
             f"{origin.path} was trained with other flags ({'; '.join(changed)}): "
             "give the same ones, or --resume-anyway"
+        )
+    if origin.images not in (None, images):
+        raise InputError(
+            f"{origin.path} was trained on {origin.images} images, and now the data have {images}, "
+            "which come in another order: give the same data, or --resume-anyway"
         )
 
 

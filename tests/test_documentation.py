@@ -79,9 +79,14 @@ def checkpoint_of_digits(path: Path) -> None:
 
 
 def pictures(path: Path) -> None:
-    (path / "class").mkdir(parents=True)
-    for number in range(2):
-        Image.new("RGB", (20, 20), (9 * number, 0, 0)).save(path / "class" / f"{number}.png")
+    for number, name in enumerate(("one-class", "another")):
+        (path / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (9 * number, 0, 0)).save(path / name / "image.png")
+
+
+def pictures_in_parts(path: Path) -> None:
+    for part in ("train", "val"):
+        pictures(path / part)
 
 
 def music(path: Path) -> None:
@@ -106,6 +111,7 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "results/demo/000-SiT-Ti-2-digits": run_of_digits,  # of `make demo`
     "/data/train": pictures,
     "PICTURES": pictures,
+    "data/glyphs": pictures_in_parts,
     "latents/jamendo": music,
     "Wan2.1": partial(pipeline, "Wan2.1"),
     "CogVideoX-2b": partial(pipeline, "CogVideoX"),
@@ -142,7 +148,8 @@ def dry(entry: str, words: list[str], folder: Path) -> None:
 
 def planned(entry: str, words: list[str], folder: Path) -> None:
     """A sweep, whose commands are all checked while it is planned."""
-    lines = said_by(entry, ["--dry-run", *words]).splitlines()
+    words = ["--dry-run", *with_stand_ins(words, folder)]
+    lines = said_by(entry, words).splitlines()
     assert len(lines) > 4 and all(line.startswith("python ") for line in lines)
 
 
@@ -204,6 +211,7 @@ HOW = (
     How(r"evaluations\.drop_blocks .*", whole, "--images 8 --samples 1 --steps 2"),
     How(r"evaluations\.suggest_pairs .*", whole, "--images 200"),
     How(r"experiments\.instruments .*", elsewhere("experiments/test_instruments.py")),
+    How(r"experiments\.glyphs .*", elsewhere("experiments/test_glyphs.py")),
     How(r"experiments\.moving .*", whole, "--train 4 --validation 2"),
     How(r"experiments\.motions .*", whole, "--clips 8"),
     How(r"experiments\.compare_run .*", whole, "--against digits-vanilla"),

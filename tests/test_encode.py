@@ -20,7 +20,10 @@ from domains.codecs import VAECodec
 from domains.image_store import ImageEncoding
 from domains.order import Draws
 from encode import agreed
+from runtime.checkpoint import Checkpoint
+from runtime.config import SampleFlags
 from runtime.errors import InputError
+from sample import with_data
 from tests.commands import (
     ROOT,
     assert_same_state,
@@ -268,6 +271,14 @@ def test_latents_are_not_written_among_the_images(photos, flags):
     for out in (photos, photos / "latents"):
         assert "lies within --data-path" in refused("encode", *flags, "--out", out)
     assert not (photos / "latents").exists()
+
+
+def test_the_images_of_a_run_on_stored_latents_are_looked_for_elsewhere(encoded):
+    args = dict(dataset_name="imagenet-1k", data_path=str(encoded))
+    found = Checkpoint(encoded / "0000001.pt", model={}, ema={}, args=args)
+    assert with_data(SampleFlags(), found).data_path is None
+    asked = SampleFlags(data_path=str(encoded))
+    assert with_data(asked, found).data_path == str(encoded)
 
 
 def test_a_vae_of_another_scale_is_refused_for_a_store(encoded, tiny_vae, tmp_path):

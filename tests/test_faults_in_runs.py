@@ -288,8 +288,39 @@ def test_a_stopped_rank_is_named_with_its_step(tmp_path):
     running.wait_for(lambda: len(children_of(running.process.pid)) < 2)  # the other one gives up
     os.kill(late, signal.SIGCONT)  # else torchrun gives it 30 seconds
     code, said = running.ended()
-    assert code == 1 and said.count("error: no step has ended for 6 seconds: ") == 1, said
+    assert code == 1 and said.count("error: no step ends within --hang-timeout 6: ") == 1, said
     assert "process 1 does not answer, last heard of in step" in said
+
+
+def test_a_torchrun_whose_store_does_not_answer_is_ended_too(tmp_path):
+    flags = [*DIGITS, *ENDLESS, "--results-dir", tmp_path, "--hang-timeout", 6]
+    running = Running(ROOT / "train.py", *flags, processes=2)
+    running.wait_for(lambda: list(tmp_path.glob("*/log.jsonl")) and len(rows(tmp_path)) > 1)
+    late = running.rank(1)
+    for process in (running.process.pid, late):
+        os.kill(process, signal.SIGSTOP)
+    assert running.process.wait(timeout=60) == -signal.SIGKILL  # else it would stand for ever
+    os.kill(late, signal.SIGKILL)
+    _, said = running.ended()
+    assert said.count("error: no step ends within --hang-timeout 6: the job's store at ") == 1, said
+
+
+def test_torchrun_is_known_from_a_script_between_it_and_the_process(tmp_path):
+    asks = tmp_path / "asks.py"
+    asks.write_text("from runtime import distributed; print(distributed.torchrun())")
+    starts = tmp_path / "torchrun"
+    starts.write_text(
+        "import os, subprocess, sys\n"
+        "print(os.getpid(), flush=True)\n"
+        "for words in ([], ['sh', '-c', '\"$@\"; exit', 'script']):\n"
+        "    subprocess.run([*words, sys.executable, sys.argv[1]], check=True)\n"
+    )
+    words = [sys.executable, starts, asks]
+    done = subprocess.run(
+        words, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    torchrun, without, with_a_script = done.stdout.split()
+    assert without == torchrun and with_a_script == "None"
 
 
 def children_of(pid: int) -> list[str]:

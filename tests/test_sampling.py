@@ -20,6 +20,7 @@ from PIL import Image
 import models
 from runtime.random import SampleStreams
 from tests.commands import ROOT, call, launch, launched, refused, succeed
+from tests.evaluations.lab import DIGITS, digits_run, picture_folder
 from transport import Guidance, Sampler, create_transport
 
 SMALL = ["--num-fid-samples", 20, "--per-proc-batch-size", 6]
@@ -243,6 +244,18 @@ def test_likelihood_is_of_real_images(tmp_path, ckpt):
     np.testing.assert_allclose(bits, -content["log_density"] / (64 * np.log(2)), rtol=1e-5)
     assert card["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-6)
     assert "bits per dimension" in result.out
+
+
+def test_the_likelihood_is_of_the_folder_that_the_run_was_trained_on(tmp_path, perturb):
+    folder = picture_folder(tmp_path / "pictures", [("a", 3), ("b", 2)], broken="a/1.png")
+    args = DIGITS | dict(dataset_name="folder", data_path=str(folder), num_classes=2)
+    run = digits_run(tmp_path, perturb, args=args, in_channels=3, num_classes=2, depth=1)
+    words = ["--likelihood", "--sampling-method", "heun2", "--num-sampling-steps", 3]
+    words = ["ODE", "--ckpt", run, *words, "--sample-dir", tmp_path / "out"]
+    stopped = call("sample_ddp", *words)
+    assert stopped.code == 2 and "--skip-corrupt goes on without" in stopped.err
+    assert f"skipped: {folder}/a/1.png" in succeed("sample_ddp", *words, "--skip-corrupt").err
+    assert np.load(npz_of(tmp_path / "out"))["bits_per_dim"].shape == (5,)
 
 
 def test_reverse_gives_the_noise_that_real_images_come_from(tmp_path, ckpt, model):

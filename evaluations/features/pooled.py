@@ -87,7 +87,7 @@ def pooled(subject: Subject, reading: Reading, folder: Path, ranks: Ranks) -> Po
 
 def shapes_of(subject: Subject, reading: Reading) -> list[tuple[int, ...]]:
     """(N, D) of an image's tokens, by block, by a look at the first one."""
-    batch = next(read(reading.images, reading.numbers[:1], 1, subject.device))
+    batch = next(read(reading.images, reading.numbers[:1], 1, subject.device, skippable=True))
     return [tuple(tokens.shape[1:]) for tokens in subject(batch).values()]
 
 
@@ -116,7 +116,10 @@ def look(
     own = np.array_split(np.arange(len(reading.numbers)), ranks.size)[ranks.rank]
     at = int(own[0]) if len(own) else 0
     asked = [reading.numbers[row] for row in own]
-    batches = read(reading.images, asked, reading.batch_size, ranks.device, workers=reading.workers)
+    batches = read(
+        reading.images, asked, reading.batch_size, ranks.device, workers=reading.workers,
+        skippable=True,
+    )  # fmt: skip
     bar = tqdm(total=len(own), unit="image", desc=subject.name, disable=not speaks(), leave=False)
     try:
         with bar:

@@ -18,7 +18,7 @@ from evaluations.extractors.vit import VisionTransformer
 from runtime.config import SampleFlags
 from runtime.distributed import Ranks
 from runtime.errors import InputError
-from sample import open_checkpoint
+from sample import open_checkpoint, with_data
 
 from .denoiser import Denoiser, View
 from .encoder import Encoder
@@ -32,7 +32,8 @@ GRID = 16  # patches of an encoder along a side: 224 pixels for patches of 14
 @dataclass(frozen=True)
 class DataFlags:
     data: str | None = None  # --dataset_name of the images; None: the checkpoint's
-    data_path: str | None = None  # folder of the data, where it is local
+    data_path: str | None = None  # folder of the data; None: without --data, the checkpoint's
+    skip_corrupt: bool = False  # replace unreadable images by the next one, as train.py does
     val_path: str | None = None  # folder of the held-out images, where the data have none
     num_workers: int = 4  # processes that decode
 
@@ -77,7 +78,19 @@ class Study:
     @cached_property
     def domain(self) -> ImageDomain:
         """The images with their classes."""
-        return self.readable(self.domain_at(self.flags.data_path))
+        return self.readable(self.domain_at(self.where.data_path))
+
+    @cached_property
+    def where(self) -> SampleFlags:
+        """What the flags say of the data, and the checkpoint where they say nothing."""
+        flags = self.flags
+        asked = SampleFlags(
+            dataset_name=flags.data, data_path=flags.data_path, skip_corrupt=flags.skip_corrupt,
+            vae=flags.vae, cache_dir=flags.cache_dir,
+        )  # fmt: skip
+        if isinstance(self.subject, Denoiser):
+            return with_data(asked, self.subject.opened.checkpoint)
+        return asked
 
     def readable(self, domain: ImageDomain) -> ImageDomain:
         """The same domain.
@@ -103,7 +116,11 @@ class Study:
         Raises:
             InputError: there is none, or they are not what it reads.
         """
-        flags = replace(self.flags, ckpt=ckpt, data=self.domain.name, **changes)
+        where = self.where
+        flags = replace(
+            self.flags, ckpt=ckpt, data=self.domain.name, data_path=where.data_path,
+            skip_corrupt=where.skip_corrupt, **changes,
+        )  # fmt: skip
         other = Study(flags, self.ranks)
         check_shape(other.subject, self.domain.name, self.domain.raw_shape)
         other.domain = other.readable(self.domain)
@@ -114,8 +131,9 @@ class Study:
         name = flags.data or ours.classes[0]
         size = ours.reads[-1] if ours.reads else None
         domain = domains.build(
-            name, data_path=data_path, image_size=size, vae=PIXELS, cache_dir=flags.cache_dir
-        )
+            name, data_path=data_path, image_size=size, vae=PIXELS, cache_dir=flags.cache_dir,
+            skip_corrupt=self.where.skip_corrupt,
+        )  # fmt: skip
         if not isinstance(domain, ImageDomain):
             raise InputError(f"{name} holds latents: name the images themselves with --data")
         check_shape(ours, name, domain.raw_shape)
@@ -133,13 +151,13 @@ class Study:
             try:
                 return self.domain.held_out_set()
             except NoHeldOut as error:
-                raise NoHeldOut(f"{error}: name a folder of some with --val-path") from error
+                raise NoHeldOut(f"{error}; or name a folder of some with --val-path") from error
         held_out = self.domain_at(self.flags.val_path)
         ours, theirs = (one.train_source.class_names for one in (self.domain, held_out))
         if ours != theirs:
             raise InputError(
                 f"--val-path {self.flags.val_path} has other classes ({len(theirs or ())}) than "
-                f"--data-path {self.flags.data_path} ({len(ours or ())}): a probe needs the same"
+                f"--data-path {self.where.data_path} ({len(ours or ())}): a probe needs the same"
             )
         return held_out.train_set(augment=False)
 

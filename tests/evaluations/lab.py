@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from PIL import Image
 
 from domains import Batch
 from models import SiT
@@ -22,6 +23,23 @@ def save_checkpoint(path, perturb, args=DIGITS, **shape):
 
 def digits_run(folder, perturb, name="000-SiT-small", **shape):
     return save_checkpoint(folder / name / "checkpoints" / "0000010.pt", perturb, **shape)
+
+
+def picture_folder(root, classes, *, broken=None):
+    """Images of 8x8 in a subfolder per (class, count), none like another.
+
+    Args:
+        broken: the one of them that ends after 30 bytes.
+    """
+    random = np.random.default_rng(0)
+    for name, count in classes:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    if broken:
+        (root / broken).write_bytes((root / broken).read_bytes()[:30])
+    return root
 
 
 class Noise:

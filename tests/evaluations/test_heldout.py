@@ -10,6 +10,7 @@ from domains.reading import chosen
 from evaluations.heldout import Flags, draws_of, measured
 from models import SiT
 from tests.commands import refused, succeed
+from tests.evaluations.lab import DIGITS, digits_run, picture_folder
 from transport import create_transport
 
 CPU = torch.device("cpu")
@@ -104,6 +105,48 @@ def test_differences_are_from_the_first_checkpoint_alone(checkpoints, tmp_path):
     second, third = measured(flags([bare, *checkpoints]), CPU)["checkpoints"][1:]
     for entry in (second, third):
         assert "ema_minus_first" in entry and "model_minus_first" not in entry
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of own images, one of which cannot be read."""
+    return picture_folder(tmp_path / "pictures", [("a", 6), ("b", 6)], broken="a/3.png")
+
+
+def run_on(pictures, name, perturb, **args):
+    args = DIGITS | dict(dataset_name="folder", num_classes=2, data_path=str(pictures)) | args
+    return digits_run(pictures.parent, perturb, name, args=args, in_channels=3, num_classes=2)
+
+
+def test_the_images_are_those_that_the_run_was_trained_on(pictures, perturb):
+    run = run_on(pictures, "000-own", perturb, skip_corrupt=True)
+    done = succeed("evaluations.heldout", run)
+    assert f"of 12 training (none are held out) images of folder in {pictures}," in done.out
+    assert "note" not in done.out
+    assert done.err.startswith(f"skipped: {pictures}/a/3.png cannot be read as an image")
+    assert done.err.count("\n") == 1, "it was read twice, by the EMA and by the raw weights"
+    moved = pictures.rename(pictures.with_name("moved"))
+    said = refused("evaluations.heldout", run)
+    assert f"in {pictures}, which is not here: name their folder with --data-path" in said
+    said = succeed("evaluations.heldout", run, "--data-path", moved).out
+    assert f"images of folder in {moved}," in said
+    assert f"note: {run} was trained on folder in {pictures}\n" in said
+
+
+def test_an_unreadable_image_is_passed_over_where_a_flag_or_the_run_says_so(pictures, perturb):
+    run = run_on(pictures, "000-own", perturb)
+    said = refused("evaluations.heldout", run)
+    assert "a/3.png cannot be read" in said and "--skip-corrupt goes on without" in said
+    assert " 12 training" in succeed("evaluations.heldout", run, "--skip-corrupt").out
+
+
+def test_other_data_than_those_of_the_run_are_said_to_be(checkpoints, pictures, perturb):
+    other = run_on(pictures, "000-own", perturb)
+    said = refused("evaluations.heldout", checkpoints[0], other)
+    assert "was trained on folder, the first checkpoint on digits: name the images with" in said
+    said = succeed("evaluations.heldout", digits_run(pictures.parent, perturb, args=DIGITS | dict(
+        dataset_name="mine")), "--data", "digits", "--images", 4).out  # fmt: skip
+    assert "4 held-out images of digits" in said and "was trained on mine" in said
 
 
 def test_other_steps_are_no_silent_comparison(checkpoints):

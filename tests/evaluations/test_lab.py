@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests.commands import call, refused, succeed
-from tests.evaluations.lab import DIGITS, digits_run, save_checkpoint
+from tests.evaluations.lab import DIGITS, digits_run, picture_folder, save_checkpoint
 
 ENCODER = "vit_tiny_patch16_224"
 CPU = ["--device", "cpu"]
@@ -283,6 +283,20 @@ def test_pairs_are_suggested_with_their_reason(runs, tmp_path):
     assert "the paper's" in said and expected in said
 
 
+def test_a_probe_of_few_images_that_lie_sorted_by_class_has_seen_all_classes(tmp_path, perturb):
+    """Three classes of 70 images, each of a brightness: the last third is one of them."""
+    for label, brightness in zip("abc", (20, 120, 220), strict=True):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(70):
+            pixels = np.full((8, 8, 3), brightness + number % 10, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{number:02d}.png")
+    args = DIGITS | dict(dataset_name="folder", num_classes=3, data_path=str(tmp_path / "images"))
+    path = digits_run(tmp_path / "runs", perturb, args=args, in_channels=3, num_classes=3)
+    words = ["--noise", 0, "--num-workers", 0, *CPU, "--out", tmp_path]
+    succeed("evaluations.suggest_pairs", path, *words)
+    assert min(read(tmp_path / "pairs.json")["accuracy"]) > 0.9
+
+
 def test_one_page_holds_all_and_the_ratios_are_of_the_means(runs, tmp_path):
     words = ["--against", runs[1], "--masks", "digits", "--segmentation-epochs", 1, "--epochs", 2]
     words += ["--noises", 0.5, *CPU, "--out", tmp_path]
@@ -380,15 +394,32 @@ def test_a_network_that_has_diverged_is_named(perturb, tmp_path):
     assert not list((tmp_path / "out").rglob("*.npy"))
 
 
+def test_every_command_looks_at_the_folder_that_the_run_was_trained_on(tmp_path, perturb):
+    folder = tmp_path / "pictures"
+    picture_folder(folder / "train", [("a", 100), ("b", 100)], broken="a/3.png")
+    picture_folder(folder / "val", [("a", 6), ("b", 6)])
+    args = DIGITS | dict(dataset_name="folder", num_classes=2, data_path=str(folder))
+    args |= dict(skip_corrupt=True)
+    path = digits_run(tmp_path / "runs", perturb, args=args, in_channels=3, num_classes=2)
+    few = [*CPU, "--out", tmp_path / "out"]
+    words = ["--epochs", 1, "--noises", 0.5, "--num-workers", 0, *few]
+    said = succeed("evaluations.report", path, *words)
+    assert f"skipped: {folder}/train/a/3.png" in said.err
+    succeed("evaluations.drop_blocks", path, "--samples", 0, *few)
+    assert read(tmp_path / "out" / "drop_blocks.json")["images"] == 12
+    words = ["--probed", 200, "--dropped", 2, *CPU, "--out", tmp_path / "progress.json"]
+    succeed("evaluations.progress", path.parent.parent, *words)
+    (found,) = read(tmp_path / "progress.json")["checkpoints"]
+    assert found["held_out"] and len(found["losses"]) == 12
+    folder.rename(tmp_path / "moved")
+    said = refused("evaluations.maps", path, *few)
+    assert f"in {folder}, which is not here: name their folder with --data-path" in said
+
+
 def test_held_out_classes_that_training_does_not_have_are_refused(runs, tmp_path, perturb):
     """The probe's folders of training and test images disagree."""
-    for part, classes in (("train", ["a", "b"]), ("val", ["a", "b", "c"])):
-        for name in classes:
-            folder = tmp_path / part / name
-            folder.mkdir(parents=True)
-            for number in range(3):
-                pixels = np.full((8, 8, 3), 40 * number, np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
+    for part, classes in (("train", "ab"), ("val", "abc")):
+        picture_folder(tmp_path / part, [(name, 3) for name in classes])
     args = DIGITS | dict(dataset_name="folder")
     run = digits_run(tmp_path / "runs", perturb, args=args, in_channels=3)
     words = ["--data-path", tmp_path / "train", "--num-workers", 0, *CPU]

@@ -6,6 +6,7 @@ import pytest
 
 from evaluations import progress
 from tests.commands import refused, succeed
+from tests.evaluations.lab import digits_run, picture_folder
 
 FEW = ["--images", 20, "--probed", 200, "--dropped", 10, "--device", "cpu"]
 
@@ -48,6 +49,17 @@ def test_what_was_looked_at_is_not_looked_at_again(trained, monkeypatch):
     monkeypatch.setattr(progress, "looked_at", lambda *_: looked.append(1))
     succeed("evaluations.progress", trained, *FEW)
     assert not looked and (trained / "progress.json").read_bytes() == first
+
+
+def test_a_vae_that_has_moved_is_named_by_its_flag(tmp_path, tiny_vae, perturb):
+    for part, count in (("train", 100), ("val", 3)):
+        picture_folder(tmp_path / "images" / part, [("a", count), ("b", count)])
+    args = dict(dataset_name="folder", data_path=str(tmp_path / "images"), image_size=8)
+    args |= dict(num_classes=2, vae=str(tmp_path / "gone"))
+    shape = dict(in_channels=4, input_size=4, num_classes=2, depth=2)
+    file = digits_run(tmp_path / "runs", perturb, args=args, **shape)
+    words = [file.parent.parent, "--vae", tiny_vae, "--probed", 200, "--dropped", 0]
+    succeed("evaluations.progress", *words, "--device", "cpu")
 
 
 def test_it_wants_a_run(trained, tmp_path):

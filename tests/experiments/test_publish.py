@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 
 from experiments import compare_run, publish
 from experiments.runs import ROOT
@@ -106,6 +107,41 @@ def test_a_run_is_within_its_band_or_a_number_outside(results, tmp_path, scale, 
     assert (tmp_path / "c.png").stat().st_size > 5000
 
 
+def own_run(folder, scale=1.0, **args):
+    """What train.py leaves of a run, as far as it is compared."""
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"ema": {}, "args": args}, folder / "checkpoints" / "0001000.pt")
+    written(folder / "log.jsonl", log_of(falling, scale))
+    return folder
+
+
+def test_runs_on_other_data_are_not_laid_over_each_other(results, tmp_path):
+    content = json.loads((results / "table6.json").read_text())
+    for run in content["runs"]:
+        run["record"]["commands"] = ["python train.py --preset digits --lr 0.5 --max-steps 1000"]
+    write_json(results / "table6.json", content)
+    words = ["--against", "digits-vanilla", "--results", results, "--out", tmp_path / "c.png"]
+    photographs = own_run(tmp_path / "000-SiT-a", dataset_name="folder", image_size=32)
+    said = refused("experiments.compare_run", photographs, *words)
+    assert "cannot be compared: --dataset-name is 'folder' here and 'digits' there" in said
+    alike = own_run(tmp_path / "001-SiT-b", dataset_name="digits", lr=0.1, max_steps=20)
+    said = succeed("experiments.compare_run", alike, *words).out
+    assert "within" in said and "note: --lr is 0.1 here and 0.5 there\n" in said
+
+
+def test_runs_of_ones_own_are_a_band_without_the_run_itself(tmp_path):
+    for number, scale in enumerate((0.98, 1.02, 1.5)):
+        own_run(tmp_path / f"00{number}-SiT-own", scale, dataset_name="folder")
+    run, words = tmp_path / "002-SiT-own", ["--out", tmp_path / "c.png"]
+    for against in ([tmp_path], [tmp_path / "000-SiT-own", tmp_path / "001-SiT-own" / "log.jsonl"]):
+        said = succeed("experiments.compare_run", run, *words, "--against", *against).out
+        assert "mean of 2" in said and "half widths above" in said and "note" not in said
+    said = succeed("experiments.compare_run", run / "log.jsonl", *words, "--against", tmp_path).out
+    assert "mean of 2" in said
+    alone = succeed("experiments.compare_run", run, *words, "--against", tmp_path / "000-SiT-own")
+    assert "note: the band of one run is 2% of its mean" in alone.out
+
+
 def test_a_run_that_has_just_begun_is_not_judged(results, tmp_path):
     log = written(tmp_path / "log.jsonl", log_of(falling, 3.0)[:2])
     words = ["--against", "digits-vanilla", "--results", results, "--out", tmp_path / "c.png"]
@@ -142,7 +178,7 @@ def test_runs_of_one_name_and_different_lengths_are_told_apart(results):
 def test_unknown_references_are_named(results, tmp_path):
     log = written(tmp_path / "log.jsonl", log_of(falling))
     said = refused("experiments.compare_run", log, "--results", results, "--against", "t1-xl")
-    assert "--against t1-xl: choose from digits-vanilla" in said
+    assert "--against t1-xl: choose from digits-vanilla, or name runs of yours" in said
     words = ["--against", "digits-vanilla", "--results", results]
     assert "there is no such log" in refused("experiments.compare_run", tmp_path / "no", *words)
     (results / "other.json").write_text("{}")

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from runtime import config
 from tests.commands import ROOT, succeed
+from tests.faults.harness import arguments
 from tests.faults.malicious_checkpoints import TINY, limited_memory
 
 SMALL = {
@@ -34,6 +35,7 @@ TEXTS = {
     "dataset_name": (
         "digits", "synthetic", "latents", "folder", "fashion-mnist", "imagenet-1k", "clevrer",
         "moving", "humanml3d", "ssv2", "mtg-jamendo", "lightningdit", "instruments",
+        "glyphs",
     ),
     "model": ("SiT-Ti/2", "SiT-S/4", "SiT-XL/2", "SiT-B/1x2x2", "MDM"),
     "preset": ("digits", "fashion-mnist-s", "moving"),
@@ -307,7 +309,8 @@ def check(lines: int = 2000, real: int = 50, seed: int = 0) -> tuple[Counter, li
 
 def main() -> None:
     begin = time.perf_counter()
-    counts, failures = check(*map(int, sys.argv[1:]))
+    flags = arguments(2000, real=50)
+    counts, failures = check(flags.count, flags.real, flags.seed)
     for row, count in sorted(counts.items()):
         print(f"{count:5}  {row}")
     for failure in failures:
