@@ -67,25 +67,25 @@ def main() -> None:
 
 def measured(flags: Flags, device: torch.device) -> dict[str, Any]:
     """What the JSON holds: plain data."""
-    found, first, data, kind = [], {}, flags.data, None
+    found, first, kind = [], {}, None
     where = SampleFlags(
-        dataset_name=data, data_path=flags.data_path, skip_corrupt=flags.skip_corrupt,
+        dataset_name=flags.data, data_path=flags.data_path, skip_corrupt=flags.skip_corrupt,
         cache_dir=flags.cache_dir,
     )  # fmt: skip
     for path in flags.ckpt:
         file = checkpoint.read(path)
-        where = where if found else with_data(where, file)
         theirs = file.args.get("dataset_name")
-        if flags.data is None and found and theirs not in (None, data):
+        if flags.data is None and found and theirs not in (None, where.dataset_name):
             raise InputError(
-                f"{file.path} was trained on {theirs}, the first checkpoint on {data}: name the "
-                "images with --data"
+                f"{file.path} was trained on {theirs}, the first checkpoint on "
+                f"{where.dataset_name}: name the images with --data"
             )
+        where = with_data(where, file)  # the first one's: then the data set has a name
         entry: dict[str, Any] = {"file": str(file.path), "step": file.step}
         for weights in ("ema", "model") if file.model else ("ema",):
-            asked = replace(where, ckpt=str(file.path), weights=weights, dataset_name=data)
+            asked = replace(where, ckpt=str(file.path), weights=weights)
             opened = open_checkpoint(asked, device)
-            data = data or opened.domain.name
+            where = replace(where, dataset_name=where.dataset_name or opened.domain.name)
             kind = kind or kind_of(opened)
             if differing := [key for key, value in kind_of(opened).items() if value != kind[key]]:
                 raise InputError(
@@ -99,12 +99,12 @@ def measured(flags: Flags, device: torch.device) -> dict[str, Any]:
                 first[weights] = losses
             elif weights in first:
                 entry[f"{weights}_minus_first"] = summary(losses - first[weights])
-        if other := trained_elsewhere(file, data, where.data_path):
+        if other := trained_elsewhere(file, where.dataset_name, where.data_path):
             entry["trained_on"] = other
         found.append(entry)
     return {
-        "data": data, "data_path": where.data_path, "held_out": held_out, "images": len(losses),
-        "seed": flags.seed,
+        "data": where.dataset_name, "data_path": where.data_path, "held_out": held_out,
+        "images": len(losses), "seed": flags.seed,
         "bins_of_t": [[bin / flags.bins, (bin + 1) / flags.bins] for bin in range(flags.bins)],
         "checkpoints": found,
     }  # fmt: skip
