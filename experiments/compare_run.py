@@ -3,9 +3,8 @@
 python -m experiments.compare_run results/000-SiT-Ti-2-digits --against digits-layer_sync
 """
 
-import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +14,12 @@ import tyro
 from evaluations import pages
 from evaluations.metrics import mean_interval
 from runtime import checkpoint
-from runtime.config import MAY_CHANGE, TrainConfig, parse
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.presets import PRESETS
 from runtime.text import columns
 from runtime.untrusted import shown
 
-from .publish import FOLDER, load
+from .publish import FOLDER, TRAINING, flags_of, load
 from .table import OF_THE_MACHINE, Result, log_rows
 
 # Half of a band is so many deviations of the reference's seeds: those at that step, or those of all
@@ -31,7 +28,6 @@ from .table import OF_THE_MACHINE, Result, log_rows
 DEVIATIONS, LEAST = 2.0, 0.02
 LATER = 0.25  # of the reference's steps; before, a loss falls too fast to be compared
 MEANING = {"dataset_name", "image_size", "path_type", "prediction"}  # with others, another loss
-TRAINING = {field.name for field in fields(TrainConfig)} - MAY_CHANGE - {"global_seed"}
 
 Curve = dict[int, float]  # by step
 
@@ -143,15 +139,6 @@ def runs_of(asked: str, references: dict[str, list[Result]], but: Path) -> list[
 
 def choice(references: dict[str, list[Result]]) -> str:
     return f"choose from {', '.join(references)}, or name runs of yours"
-
-
-def flags_of(record: dict[str, Any]) -> dict[str, Any]:
-    """The flags that a published run was trained with, as its command has them."""
-    commands = [shlex.split(command) for command in record["commands"]]
-    trained = [words for words in commands if "train.py" in words]
-    if not trained:
-        return {}
-    return vars(parse(TrainConfig, PRESETS, trained[-1][trained[-1].index("train.py") + 1 :]))
 
 
 def own_run(path: Path) -> Seen:

@@ -38,14 +38,13 @@ Shown = Callable[[dict[str, Any]], str]  # what a cell says of a method
 def runs(setting: Setting) -> list[Run]:
     """LayerSync is switched on after a tenth of the run; of all a checkpoint is kept, and the
     features are looked at, every tenth."""
-    tenth = max(1, setting.steps // 10)
-    kept = {"ckpt_every": tenth, "keep_last": 0}
+    kept = {"ckpt_every": setting.tenth, "keep_last": 0}
     terms = [
-        layer_sync(reg_start=tenth),
+        layer_sync(reg_start=setting.tenth),
         dispersive(),
         *(method(name) for name in RIVALS.get(setting.preset, ())),
     ]
-    watched = [replace(row, flags=row.flags | {"telemetry_every": tenth}) for row in terms]
+    watched = [replace(row, flags=row.flags | {"telemetry_every": setting.tenth}) for row in terms]
     return [replace(row, flags=row.flags | kept) for row in (vanilla(), *watched)]
 
 

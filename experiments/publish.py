@@ -6,36 +6,43 @@ python -m experiments.publish results/experiments/table6 --out docs/results/swee
 
 import os
 import platform
+import shlex
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 
+from runtime.config import MAY_CHANGE, TrainConfig, parse
 from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
+from runtime.presets import PRESETS
 from runtime.untrusted import read_json
 
 from .runs import ROOT
-from .table import Result, read, run_folders
+from .table import Result, groups_of, in_order, read, run_folders
 
 FOLDER = ROOT / "docs/results/sweeps"
 FORMAT = "layersync results 1"
 POINTS = 60  # of a run's log, at most
+# Flags that runs of a row have alike: only their seed, length and surroundings may differ.
+TRAINING = {field.name for field in fields(TrainConfig)} - MAY_CHANGE - {"global_seed"}
 
 
 @dataclass(frozen=True)
 class Flags:
     """Keep what runs gave: scores, those of real samples, commands, and thinned curves."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = tyro.MISSING  # runs, or folders of runs
+    # Runs, or folders of runs; files of publish, too: seeds are added to what is kept in one where
+    # the folders of its runs are gone.
+    runs: tyro.conf.Positional[tuple[Path, ...]] = tyro.MISSING
     out: Path = tyro.MISSING  # the file to write
     command: str = tyro.MISSING  # the sweep's, as it was typed
     note: str = ""  # what the data are, and what a reader has to know
-    commit: str | None = None  # that the runs were made at; None: this checkout's
+    commit: str | None = None  # that the runs were made at; None: this checkout's, and earlier ones
     # What the sweep itself made of its runs, evidence.json say; of each preset its "table" is shown
     # in RESULTS.md.
     verdict: Path | None = None
@@ -55,16 +62,50 @@ class Published:
 
 def main() -> None:
     flags = tyro.cli(Flags, console_outputs=speaks())
-    results = read([folder for asked in flags.runs for folder in run_folders(asked)])
+    earlier = [load(path) for path in flags.runs if path.suffix == ".json"]
+    folders = [path for path in flags.runs if path.suffix != ".json"]
+    new = read([folder for asked in folders for folder in run_folders(asked)])
+    results = in_order([*(one for file in earlier for one in file.results), *new])
+    check_rows(results)
     kept = [{**asdict(one), "log": thinned(one.log)} for one in results]
     for one in kept:
         del one["picture"]
     write_json(flags.out, {
         "format": FORMAT, "command": flags.command, "note": flags.note,
-        "commit": flags.commit or commit(), "machine": machine(), "runs": kept,
+        "commit": flags.commit or joined([file.commit for file in earlier], commit()),
+        "machine": joined([file.machine for file in earlier], machine()), "runs": kept,
         **({"verdict": read_json(flags.verdict)} if flags.verdict else {}),
     })  # fmt: skip
     print(f"{flags.out}: {len(results)} runs")
+
+
+def check_rows(results: list[Result]) -> None:
+    """
+    Raises:
+        InputError: a run is there twice, or the seeds of a row were not trained alike.
+    """
+    for (_, name), runs in groups_of(results).items():
+        seeds = [run.record["seed"] for run in runs]
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"RUNS hold a seed of {name} twice: name each run in one place")
+        first, *others = (flags_of(run.record) for run in runs)
+        for flag in sorted(TRAINING | {"max_steps"}):
+            if any(one.get(flag) != first.get(flag) for one in others):
+                asked = flag.replace("_", "-")
+                raise InputError(f"RUNS hold {name} with different --{asked}: these are two rows")
+
+
+def flags_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The flags that a run was trained with, as its command has them."""
+    commands = [shlex.split(command) for command in record["commands"]]
+    trained = [words for words in commands if "train.py" in words]
+    if not trained:
+        return {}
+    return vars(parse(TrainConfig, PRESETS, trained[-1][trained[-1].index("train.py") + 1 :]))
+
+
+def joined(earlier: list[str], own: str) -> str:
+    return "; ".join(dict.fromkeys([*earlier, own]))
 
 
 def load(path: Path) -> Published:

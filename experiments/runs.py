@@ -34,6 +34,7 @@ class Run:
     parent: dict[str, Any] | None = None
     paper: dict[str, float] = field(default_factory=dict)  # the published number of each score
     pool: str | None = None  # rows of one name here have a row of their mean besides
+    baseline: str | None = None  # name of the row that this one is compared to; None: the first
 
 
 class Step(NamedTuple):

@@ -16,13 +16,10 @@ SIMILARITIES = ("cosine", "centred", "spatial", "smooth_l1", "relation")
 
 def runs(setting: Setting) -> list[Run]:
     """All at the preset's weight, though they are of different scale: read each row's gradient
-    ratio, which the curves show, and repeat the table with -- --reg-weight W. Of images, TRD is
+    ratio, and repeat the table with -- --reg-weight W. Of images, TRD is
     the relation."""
-    seen = max(1, setting.steps // 10)
-    return [
-        vanilla(),
-        *(layer_sync(name, similarity=name, telemetry_every=seen) for name in SIMILARITIES),
-    ]
+    seen = {"telemetry_every": setting.tenth}
+    return [vanilla(), *(layer_sync(name, similarity=name, **seen) for name in SIMILARITIES)]
 
 
 TABLE = Experiment("similarities", "Similarities", ("t1-b",), runs)

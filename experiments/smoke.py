@@ -18,7 +18,8 @@ from .runs import ROOT, typed
 
 SWEEPS = (
     "gate", "rivals", "table1", "table2", "table3", "table5", "table6", "table7", "table8",
-    "figure2", "distances", "schedule", "similarities", "controls", "prune", "evidence",
+    "figure2", "distances", "schedule", "similarities", "controls", "prune", "depths",
+    "evidence",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import tyro
 
-from layersync import default_pair
+from layersync import default_pair, default_weight
 from methods import check_flags
 from models import KINDS, architecture
 from runtime import config as flags_of
@@ -79,6 +79,14 @@ class Setting(NamedTuple):
     steps: int
     student: int
     teacher: int
+    weight: float
+    hidden_size: int | None  # None: not to be chosen
+    num_heads: int | None
+
+    @property
+    def tenth(self) -> int:
+        """Of the run, in steps."""
+        return max(1, self.steps // 10)
 
 
 @dataclass(frozen=True)
@@ -175,21 +183,25 @@ def device_words(flags: SweepFlags) -> list[str]:
 
 def setting_of(preset: str, config: TrainConfig, results: Path) -> Setting:
     with asked_of_user():
-        depth = depth_of(config)
+        size = size_of(config)
+        depth = size["depth"]
         student, teacher = default_pair(depth)
     return Setting(
         preset, config.dataset_name, config.data_path, results, depth, config.max_steps,
         config.encoder_depth or student, config.gt_encoder_depth or teacher,
+        default_weight(depth) if config.reg_weight is None else config.reg_weight,
+        size.get("hidden_size"), size.get("num_heads"),
     )  # fmt: skip
 
 
-def depth_of(config: TrainConfig) -> int:
+def size_of(config: TrainConfig) -> dict[str, Any]:
     """
     Raises:
-        ValueError: an unknown --model, or one that has no --depth.
+        ValueError: an unknown --model, or one that has not what is asked for.
     """
-    found = architecture(config.model, depth=config.depth)
-    return KINDS[config.model].depth if config.model in KINDS else found["depth"]
+    asked = {name: getattr(config, name) for name in ("depth", "hidden_size", "num_heads")}
+    found = architecture(config.model, **asked)
+    return {"depth": KINDS[config.model].depth} if config.model in KINDS else found
 
 
 def scoring_of(config: TrainConfig, flags: SweepFlags) -> tuple[Scoring, list[Step]]:
@@ -266,6 +278,7 @@ def planned(
         "experiment": experiment.name, "reproduces": experiment.title, "preset": setting.preset,
         "name": name, "index": index, "seed": run.seed, "flags": run.flags,
         "max_steps": steps_of_run, "paper": run.paper, "pool": run.pool,
+        "baseline": run.baseline and f"{setting.preset}-{run.baseline}",
         "pair": [setting.student, setting.teacher],
         "commands": [typed(step.words) for step in steps],
     }  # fmt: skip

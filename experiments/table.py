@@ -23,6 +23,7 @@ from runtime.untrusted import parsed, read_json, read_text
 
 NAMES = OF_IMAGES | OF_MOTION
 HELD_OUT = "held-out loss"
+WATCHED = "telemetry/grad_ratio"  # in a log: how hard the term pulls, as a share of the loss's pull
 # What a log line has besides losses and scores: it depends on the machine, not on the method, or
 # (images) says of how many samples scores are.
 OF_THE_MACHINE = {"images_per_second", "mfu", "data_wait", "seconds_left", "skipped", "images"}
@@ -77,7 +78,10 @@ def run_folders(asked: Path) -> list[Path]:
 
 def read(folders: Sequence[Path]) -> list[Result]:
     """The runs in the order of their tables, whatever the order of the folders."""
-    results = [read_run(folder) for folder in dict.fromkeys(folders)]
+    return in_order([read_run(folder) for folder in dict.fromkeys(folders)])
+
+
+def in_order(results: Sequence[Result]) -> list[Result]:
     keys = ("experiment", "preset", "index", "seed")
     return sorted(results, key=lambda result: tuple(result.record[key] for key in keys))
 
@@ -108,6 +112,9 @@ def read_run(folder: Path) -> Result:
     logs = [trained / "log.jsonl" for trained in checkpoint.runs(folder)[-1:]]
     picture = next(iter(sorted(folder.glob("*.score.png"))), None)
     rows = [row for path in logs for row in log_rows(path)]
+    ratios = [row[WATCHED] for row in rows if WATCHED in row]
+    if ratios:
+        scores["gradient ratio"] = mean_interval(ratios).mean
     return Result(record, scores, real, rows, picture)
 
 
@@ -147,17 +154,11 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     paired = compared(results)
     head = ["run", "steps", "seeds", *names, f"{paired}, minus the baseline's", "paper"]
     groups = groups_of(results)
-    # The first row of an experiment under a preset; not there if it has failed.
-    baselines = {
-        (experiment, runs[0].record["preset"]): runs
-        for (experiment, _), runs in groups.items()
-        if runs[0].record["index"] == 0
-    }
     rows = []
     pools: dict[tuple[str, str, str], list[list[Result]]] = {}
     for (experiment, name), runs in groups.items():
         record = runs[0].record
-        baseline = baselines.get((experiment, record["preset"]), [])
+        baseline = baseline_of(runs, groups)
         if pool := record.get("pool"):
             pools.setdefault((experiment, record["preset"], pool), []).append(runs)
         rows.append(
@@ -180,6 +181,22 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
         paper = published(members[0][0].record["paper"])
         rows.append([f"{preset}-{pool}, mean over rows", "", "", *scores, "-", paper])
     return head, rows
+
+
+def baseline_of(runs: list[Result], groups: dict[tuple[str, str], list[Result]]) -> list[Result]:
+    """The row that this one is compared to: the one it names, or the first of its experiment and
+    preset; none if that has failed."""
+    record = runs[0].record
+    if named := record.get("baseline"):
+        return groups.get((record["experiment"], named), [])
+    return next(
+        (
+            others for (experiment, _), others in groups.items()
+            if others[0].record["index"] == 0 and experiment == record["experiment"]
+            and others[0].record["preset"] == record["preset"]
+        ),
+        [],
+    )  # fmt: skip
 
 
 def compared(results: Sequence[Result]) -> str:

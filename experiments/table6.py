@@ -25,10 +25,15 @@ PAPER = {
 
 
 def runs(setting: Setting) -> list[Run]:
+    """Beside each weight stands the gradient ratio that it comes to: other settings go by that."""
     paper = PAPER.get(setting.preset, {})
+    seen = {"telemetry_every": setting.tenth}
     return [
         vanilla(**paper.get(0, {})),
-        *(layer_sync(f"weight-{one}", reg_weight=one, paper=paper.get(one)) for one in WEIGHTS),
+        *(
+            layer_sync(f"weight-{one}", reg_weight=one, paper=paper.get(one), **seen)
+            for one in WEIGHTS
+        ),
     ]
 
 

@@ -185,6 +185,36 @@ def test_unknown_references_are_named(results, tmp_path):
     assert "is no file of experiments.publish" in refused("experiments.compare_run", log, *words)
 
 
+def run_folder(path, seed, flags="--lr 0.1"):
+    """What a sweep leaves of a run of `results`' row."""
+    command = f"python train.py --preset digits {flags} --global-seed {seed}"
+    record = dict(
+        experiment="table6", preset="digits", name="digits-vanilla", index=0, seed=seed,
+        reproduces="Table 6", max_steps=1000, paper={}, commands=[command],
+    )  # fmt: skip
+    write_json(path / "run.json", record)
+    write_json(path / "samples.score.json", {"scores": {"FD": 4.0}})
+
+
+def test_a_seed_is_added_where_the_first_ones_folders_are_gone(tmp_path):
+    for seed in (0, 1, 2):
+        run_folder(tmp_path / f"runs/{seed}", seed)
+    first, out = tmp_path / "first.json", tmp_path / "sweep.json"
+    words = ["--command", "python -m experiments.table6", "--out"]
+    old = [tmp_path / "runs/1", tmp_path / "runs/2", *words, first, "--commit", "abc"]
+    succeed("experiments.publish", *old)
+    succeed("experiments.publish", first, tmp_path / "runs/0", *words, out)
+    found = publish.load(out)
+    assert [one.record["seed"] for one in found.results] == [0, 1, 2]
+    assert found.commit == f"abc; {publish.commit()}" and found.machine == publish.machine()
+    again = refused("experiments.publish", out, tmp_path / "runs/0", *words, out)
+    assert "RUNS hold a seed of digits-vanilla twice" in again
+    run_folder(tmp_path / "other", 3, "--lr 0.2")
+    said = refused("experiments.publish", out, tmp_path / "other", *words, tmp_path / "no.json")
+    assert "RUNS hold digits-vanilla with different --lr" in said
+    assert not (tmp_path / "no.json").exists()
+
+
 def test_thinning_keeps_the_end_and_every_score():
     rows = [{"step": step, "loss": 1.0} for step in range(1, 1001)]
     rows.insert(500, {"step": 500, "scores/fd": 2.0})

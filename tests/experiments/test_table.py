@@ -1,6 +1,7 @@
 """The table, the curves and the page of runs whose numbers are known."""
 
 import json
+import shutil
 import statistics
 
 import pytest
@@ -119,3 +120,31 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
 def test_scores_and_telemetry_in_a_log_are_curves_of_their_own():
     row = {"step": 2, "telemetry": {"cosine 2:4": 0.9}, "extractor": "classifier:0", "images": 20}
     assert table.flattened(row) == {"step": 2, "telemetry/cosine 2:4": 0.9, "images": 20}
+
+
+def test_a_row_may_name_the_row_that_it_is_compared_to(folder, tmp_path):
+    """Rows of another depth are compared to the vanilla run of that depth."""
+    for number, name in enumerate(("deep", "deep-ours"), start=2):
+        for seed in range(3):
+            run = folder / f"t6-{name}-seed{seed}"
+            shutil.copytree(folder / f"t6-{name[5:] or 'vanilla'}-seed{seed}", run)
+            record = json.loads((run / "run.json").read_text())
+            record |= {"name": f"t6-{name}", "index": number, "baseline": "t6-deep"}
+            (run / "run.json").write_text(json.dumps(record))
+            held = {"mean": number + (seed if name == "deep-ours" else 0)}
+            entry = {"held_out": True, "checkpoints": [{"ema": held}]}
+            (run / "heldout.json").write_text(json.dumps(entry))
+    head, rows = table.cells(table.read(sorted(folder.iterdir())))
+    paired = head.index("held-out loss, ema, minus the baseline's")
+    found = {row[0]: row[paired] for row in rows}
+    assert found["t6-vanilla"] == found["t6-deep"] == "-"
+    assert found["t6-ours"].startswith("-0.013 ") and found["t6-deep-ours"].startswith("+2 ")
+
+
+def test_the_gradient_ratio_that_a_run_looked_at_is_a_column(folder):
+    """Its mean over the run: a weight means another thing at every width and scale of features."""
+    log = folder / "t6-ours-seed0/000-SiT-B-2-x/log.jsonl"
+    rows = [{"step": step, "telemetry": {"grad_ratio": step / 10}} for step in (1, 2)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    head, rows = table.cells(table.read(sorted(folder.iterdir())))
+    assert [row[head.index("gradient ratio")] for row in rows] == ["-", "0.15 (n=1)"]
