@@ -21,7 +21,7 @@ from runtime.untrusted import read_json
 from . import table
 from .gate import check_labeled
 from .rows import dispersive, layer_sync, method, vanilla
-from .runs import Run, Step
+from .runs import Run
 from .sweep import Experiment, Setting, sweep
 
 RIVALS = {"evidence": ("sra", "sra2")}  # where a GPU has the time for them
@@ -46,12 +46,6 @@ def runs(setting: Setting) -> list[Run]:
     ]
     watched = [replace(row, flags=row.flags | {"telemetry_every": setting.tenth}) for row in terms]
     return [replace(row, flags=row.flags | kept) for row in (vanilla(), *watched)]
-
-
-def prepare(setting: Setting) -> list[Step]:
-    """Nothing; data whose classes no probe can read are refused."""
-    check_labeled(setting)
-    return []
 
 
 @dataclass(frozen=True)
@@ -351,7 +345,7 @@ def lines(axis: Any, x: Sequence[float], values: np.ndarray, color: str, **style
 
 EVIDENCE = Experiment(
     "evidence", "Evidence: does it help, and why?", ("evidence",), runs,
-    measures={"progress": ("-m", "evaluations.progress")}, prepare=prepare, finish=verdict,
+    measures={"progress": ("-m", "evaluations.progress")}, check=check_labeled, finish=verdict,
 )  # fmt: skip
 main = partial(sweep, EVIDENCE)
 

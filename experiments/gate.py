@@ -47,7 +47,6 @@ def runs(setting: Setting) -> list[Run]:
 
 def prepare(setting: Setting) -> list[Step]:
     """Features of the classifier that the samples are scored by, too."""
-    check_labeled(setting)
     out = features_folder(setting)
     extractor = f"classifier:{classifier_file(setting.results, setting.dataset)}"
     words = ["-m", "methods.features", setting.dataset, "--extractor", extractor]
@@ -167,7 +166,7 @@ def check_labeled(setting: Setting) -> None:
 
 GATE = Experiment(
     "gate", "Gate: is there anything to hand on?", ("digits", "fashion-mnist-s"), runs,
-    prepare=prepare, finish=verdict,
+    check=check_labeled, prepare=prepare, finish=verdict,
 )  # fmt: skip
 main = partial(sweep, GATE)
 

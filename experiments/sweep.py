@@ -103,6 +103,8 @@ class Experiment:
     # What else is measured of every trained run: name of the JSON -> the command, which takes the
     # run's folder and --out.
     measures: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    # Refuses data that it can make nothing of, before days of training; a dry run needs none.
+    check: Callable[[Setting], None] | None = None
     prepare: Callable[[Setting], list[Step]] | None = None  # what its runs need besides
     finish: Callable[[list[Path], Path], None] | None = None  # of the run folders, into a folder
 
@@ -128,6 +130,8 @@ def sweep(experiment: Experiment) -> None:
         setting = setting_of(preset, config, flags.results)
         if note := slow_ema(config.ema_decay, config.max_steps):
             notes.append(f"{note} (behind a lone --)")
+        if experiment.check and not flags.dry_run:
+            experiment.check(setting)
         prepared = experiment.prepare(setting) if experiment.prepare else []
         preparations |= {step.output: step for step in prepared}
         rows = list(enumerate(experiment.runs(setting)))
