@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import evidence
-from tests.commands import succeed
+from tests.commands import refused, succeed
 from tests.experiments.conftest import TINY
 
 STEPS = [10, 20, 30, 40]
@@ -78,3 +78,14 @@ def test_the_whole_command_on_tiny_runs(results, here):
     succeed("experiments.results", "--results", results / "sweeps", "--out", page)
     assert "|  | vanilla | layer_sync | dispersive |" in page.read_text()
     assert "| speed-up by that, 95 % bootstrap | - |" in page.read_text()
+
+
+def test_it_is_planned_where_the_data_are_not(tmp_path):
+    """On a cluster's login node, say; what runs asks for the data before anything is trained."""
+    words = ["--preset", "evidence-cpu", "--results", tmp_path / "results"]
+    elsewhere = ["--", "--data-path", tmp_path / "none"]
+    planned = succeed("experiments.evidence", *words, "--dry-run", *elsewhere).out
+    assert planned.count("python train.py --preset evidence-cpu") == 3
+    said = refused("experiments.evidence", *words, *elsewhere)
+    assert "train-images" in said or "t10k-images" in said
+    assert not (tmp_path / "results").exists()
