@@ -98,13 +98,15 @@ def write(flags: Flags) -> None:
     """
     Raises:
         InputError: the folder exists, more radicals than there are or have characters enough, a
-            font is missing, cannot be read or has no Han characters.
+            font is missing, cannot be read, has no Han characters or another one's name.
     """
     if flags.out.exists():
         raise InputError(f"{flags.out} exists already: give another --out, or remove it")
     if not 2 <= flags.radicals <= len(RADICALS):
         raise InputError(f"--radicals {flags.radicals}: give 2 to {len(RADICALS)}")
     fonts = {path.stem: opened(path) for path in flags.fonts}
+    if len(fonts) < len(flags.fonts):
+        raise InputError("--fonts names two files of one name, which images are named after")
     counts = {"train": 0, "val": 0}
     chosen = list(groups().items())[: flags.radicals]
     unseen = {radical: held_out(radical, group, flags.seed) for radical, group in chosen}

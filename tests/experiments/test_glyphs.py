@@ -100,4 +100,6 @@ def test_bad_flags_are_refused(made, tmp_path, fonts):
         assert str(flags[1]) in said
     said = refused("experiments.glyphs", "--out", out, "--radicals", 214, "--fonts", *fonts)
     assert "too few characters to hold some out" in said
+    said = refused("experiments.glyphs", "--out", out, "--fonts", fonts[0], fonts[0])
+    assert "--fonts names two files of one name" in said
     assert not out.exists()
