@@ -24,3 +24,11 @@ def test_figure_2_keeps_a_checkpoint_for_every_column(results, here):
 def test_the_distance_of_a_row():
     assert distances.distance({"encoder_depth": 2, "gt_encoder_depth": 7}) == 5
     assert distances.distance({"loss_type": "vanilla"}) == 0
+
+
+def test_the_presets_own_pair_is_on_both_lines_of_distances():
+    own = {"encoder_depth": 2, "gt_encoder_depth": 4}
+    record = {"preset": "digits", "pair": [2, 4], "flags": own}
+    assert distances.lines_of(record) == ["digits, student 2", "digits, teacher 4"]
+    record["flags"] = own | {"encoder_depth": 1}
+    assert distances.lines_of(record) == ["digits, teacher 4"]
