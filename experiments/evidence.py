@@ -28,7 +28,8 @@ RIVALS = {"evidence": ("sra", "sra2")}  # where a GPU has the time for them
 BASELINE = "vanilla"
 # The color of a method in every panel of the figure.
 COLORS = {
-    BASELINE: "0.35", "layer_sync": "C0", "dispersive": "C1", "sra": "C2", "sra2": "C4",
+    BASELINE: "0.35", "layer_sync": "C0", "dispersive": "C1", "layer_sync-first": "C3",
+    "sra": "C2", "sra2": "C4",
 }  # fmt: skip
 
 QUARTERS = ("t 0 to ¼ (noise)", "t ¼ to ½", "t ½ to ¾", "t ¾ to 1 (data)")
@@ -37,11 +38,14 @@ Shown = Callable[[dict[str, Any]], str]  # what a cell says of a method
 
 def runs(setting: Setting) -> list[Run]:
     """LayerSync is switched on after a tenth of the run; of all a checkpoint is kept, and the
-    features are looked at, every tenth."""
+    features are looked at, every tenth. `layer_sync-first` has the first block for its student, the
+    one that knows least: the widest gap that the teacher can have."""
+    late = {"reg_start": setting.tenth}
     kept = {"ckpt_every": setting.tenth, "keep_last": 0}
     terms = [
-        layer_sync(reg_start=setting.tenth),
+        layer_sync(**late),
         dispersive(),
+        layer_sync("layer_sync-first", encoder_depth=1, **late),
         *(method(name) for name in RIVALS.get(setting.preset, ())),
     ]
     watched = [replace(row, flags=row.flags | {"telemetry_every": setting.tenth}) for row in terms]
@@ -52,6 +56,7 @@ def runs(setting: Setting) -> list[Run]:
 class Learned:
     """The runs of a method, one of every seed, at S checkpoints: arrays (seeds, S, ...)."""
 
+    pair: tuple[int, int]  # student and teacher; of methods without them, the preset's
     losses: np.ndarray  # of every held-out image
     bins: np.ndarray  # by quarter of t, from noise to data
     probes: np.ndarray  # accuracy, by block
@@ -68,6 +73,7 @@ class Learned:
 class Watched(NamedTuple):
     """A run as its files tell it."""
 
+    pair: tuple[int, int]
     points: dict[int, dict[str, Any]]  # of evaluations.progress, by step
     dropped: list[float]
     log: list[dict[str, float]]
@@ -99,7 +105,7 @@ def collected(
         content = read_json(folder / "progress.json")
         points = {one["step"]: one for one in content["checkpoints"]}
         name = result.record["name"].removeprefix(f"{preset}-")
-        watched = Watched(points, content["dropped"], result.log)
+        watched = Watched(pair_of(result.record), points, content["dropped"], result.log)
         methods.setdefault(name, {})[result.record["seed"]] = watched
     seeds = sorted(set.intersection(*(set(runs) for runs in methods.values())))
     if not seeds:
@@ -107,6 +113,12 @@ def collected(
     chosen = {name: [runs[seed] for seed in seeds] for name, runs in methods.items()}
     steps = sorted(set.intersection(*(set(run.points) for runs in chosen.values() for run in runs)))
     return steps, seeds, {name: learned_of(runs, steps) for name, runs in chosen.items()}
+
+
+def pair_of(record: dict[str, Any]) -> tuple[int, int]:
+    student, teacher = record["pair"]
+    flags = record["flags"]
+    return flags.get("encoder_depth", student), flags.get("gt_encoder_depth", teacher)
 
 
 def learned_of(runs: Sequence[Watched], steps: Sequence[int]) -> Learned:
@@ -119,7 +131,8 @@ def learned_of(runs: Sequence[Watched], steps: Sequence[int]) -> Learned:
     keys = dict.fromkeys(key for run in runs for row in run.log for key in row)
     looked = [key for key in keys if key.startswith("telemetry/")]
     return Learned(
-        of("losses"), of("bins"), of("probe"), np.array([run.dropped for run in runs]),
+        runs[0].pair, of("losses"), of("bins"), of("probe"),
+        np.array([run.dropped for run in runs]),
         np.array([np.median(rates) for rates in logged("images_per_second")]),
         {key.removeprefix("telemetry/"): float(np.mean(sum(logged(key), []))) for key in looked},
     )  # fmt: skip
@@ -136,24 +149,22 @@ def judged(
     base = learned[BASELINE]
     finals = np.array([one.curves[:, -1] for one in learned.values()])  # (methods, seeds)
     targets = finals.max(0)
-    methods = {
-        name: judged_method(steps, one, base, targets, pair) for name, one in learned.items()
-    }
+    methods = {name: judged_method(steps, one, base, targets) for name, one in learned.items()}
     images = base.losses.shape[-1]
-    head, rows = cells(steps, pair, methods)
+    head, rows = cells(steps, methods)
     found = {"pair": list(pair), "steps": steps, "seeds": seeds, "images": images}
     return {**found, "methods": methods, "table": {"head": head, "rows": rows}}
 
 
 def judged_method(
-    steps: list[int], own: Learned, base: Learned, targets: np.ndarray, pair: Sequence[int]
+    steps: list[int], own: Learned, base: Learned, targets: np.ndarray
 ) -> dict[str, Any]:
     def over(values: np.ndarray) -> dict[str, Any]:
         return mean_interval(values.tolist())._asdict()
 
     at = [crossing(steps, *both) for both in zip(own.curves, targets, strict=True)]
     equal = [between(steps, *both) for both in zip(own.probes, at, strict=True)]
-    student, teacher = pair
+    student, teacher = own.pair
     mean, vanilla_mean = own.curves.mean(0), base.curves.mean(0)
     return {
         "curves": own.curves.tolist(),
@@ -170,6 +181,7 @@ def judged_method(
             own.probes[:, :, teacher - 1] - own.probes[:, :, student - 1]
         ).tolist(),
         "without_each_block": own.dropped.tolist(),
+        "pair": [student, teacher],
         "cost_of_a_step": float(np.mean(base.images_per_second / own.images_per_second)),
         "telemetry": own.telemetry,
     }  # fmt: skip
@@ -189,9 +201,7 @@ def probed(probes: np.ndarray) -> dict[str, Any]:
     }
 
 
-def cells(
-    steps: Sequence[int], pair: Sequence[int], methods: dict[str, Any]
-) -> tuple[list[str], list[list[str]]]:
+def cells(steps: Sequence[int], methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """A column per method, below each other what was measured."""
     quarter = next(number for number, step in enumerate(steps) if step >= steps[-1] / 4)
     base = methods[BASELINE]
@@ -213,7 +223,7 @@ def cells(
         "teacher's probe minus student's, a quarter in, points": lambda one: gap(one, quarter),
         "the same, at the end": lambda one: gap(one, -1),
         "more loss without a block, mean": lambda one: f"{np.mean(one['without_each_block']):.4f}",
-        "the same, between student and teacher": partial(spare, pair),
+        "the same, between student and teacher": spare,
     }
     others = {name: one for name, one in methods.items() if name != BASELINE}
     rows = [["held-out loss", *(spread(one["final"]) for one in methods.values())]]
@@ -248,8 +258,8 @@ def accuracy(found: dict[str, Any]) -> str:
     return f"{found['mean']:.1%}{deviation}"
 
 
-def spare(pair: Sequence[int], one: dict[str, Any]) -> str:
-    student, teacher = pair
+def spare(one: dict[str, Any]) -> str:
+    student, teacher = one["pair"]
     between = np.array(one["without_each_block"])[:, student : teacher - 1]
     return f"{between.mean():.4f}" if between.size else "-"
 

@@ -54,6 +54,7 @@ class SweepFlags:
 
     preset: tuple[str, ...] = ()  # rows of runtime/presets.py; none: the paper's own
     seeds: tuple[int, ...] = (0,)  # every run is repeated for each
+    rows: tuple[str, ...] = ()  # of the table, by name; none: all
     max_steps: int | None = None  # length of the runs; None: the preset's
     results: Path = Path("results/experiments")  # runs lie in RESULTS/EXPERIMENT/NAME-seedK
     samples: int | None = None  # images per run that are scored; None: 50,000, fewer of small data
@@ -134,7 +135,7 @@ def sweep(experiment: Experiment) -> None:
             experiment.check(setting)
         prepared = experiment.prepare(setting) if experiment.prepare else []
         preparations |= {step.output: step for step in prepared}
-        rows = list(enumerate(experiment.runs(setting)))
+        rows = chosen_rows(experiment.runs(setting), flags.rows)
         for seed in flags.seeds:  # a sweep that is stopped leaves whole pairs of equal seed
             for index, row in rows:
                 run = dataclasses.replace(row, seed=seed)
@@ -173,6 +174,18 @@ def check(flags: SweepFlags) -> None:
     for word in flags.slurm:
         if "=" not in word:
             raise InputError(f"--slurm {word}: write NAME=VALUE as sbatch has it, partition=gpu")
+
+
+def chosen_rows(rows: Sequence[Run], names: Sequence[str]) -> list[tuple[int, Run]]:
+    """With their numbers in the whole table.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    there = [row.name for row in rows]
+    if unknown := [name for name in names if name not in there]:
+        raise InputError(f"--rows {unknown[0]}: choose from {', '.join(there)}")
+    return [(index, row) for index, row in enumerate(rows) if not names or row.name in names]
 
 
 def shared_words(preset: str, flags: SweepFlags, more: list[str]) -> list[str]:

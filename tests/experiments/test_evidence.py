@@ -18,7 +18,7 @@ def learned(losses, probes=None):
     if probes is None:
         probes = np.full((2, 4, 3), 0.5)
     return evidence.Learned(
-        losses=curves[..., None].repeat(5, -1), bins=curves[..., None].repeat(4, -1),
+        pair=(1, 3), losses=curves[..., None].repeat(5, -1), bins=curves[..., None].repeat(4, -1),
         probes=probes, dropped=np.full((2, 3), 0.1), images_per_second=np.array([8.0, 8.0]),
         telemetry={},
     )  # fmt: skip
@@ -53,13 +53,14 @@ def test_at_equal_score_a_faster_run_is_looked_at_earlier():
 
 
 def test_the_whole_command_on_tiny_runs(results, here):
-    """Three methods; finished ones are judged again without training."""
+    """Four methods; finished ones are judged again without training."""
     words = ["--preset", "digits", "--max-steps", 4, "--samples", 20]
     words += ["--device", "cpu", "--results", results, *TINY]
     said = succeed("experiments.evidence", *words)
     found = json.loads((results / "evidence/evidence.json").read_text())["digits"]
     assert found["seeds"] == [0] and found["steps"] == [1, 2, 3, 4], said.out
-    assert set(found["methods"]) == {"vanilla", "dispersive", "layer_sync"}
+    methods = ["vanilla", "layer_sync", "dispersive", "layer_sync-first"]
+    assert list(found["methods"]) == methods
     vanilla, ours = (found["methods"][name] for name in ("vanilla", "layer_sync"))
     assert vanilla["minus_vanilla"]["mean"] == 0 and vanilla["telemetry"] == {}
     assert len(ours["without_each_block"][0]) == 2 and ours["telemetry"]["grad_ratio"] > 0
@@ -76,7 +77,7 @@ def test_the_whole_command_on_tiny_runs(results, here):
     succeed("experiments.publish", results / "evidence", *published)
     page = results / "RESULTS.md"
     succeed("experiments.results", "--results", results / "sweeps", "--out", page)
-    assert "|  | vanilla | layer_sync | dispersive |" in page.read_text()
+    assert "|  | vanilla | layer_sync | dispersive | layer_sync-first |" in page.read_text()
     assert "| speed-up by that, 95 % bootstrap | - |" in page.read_text()
 
 
@@ -85,7 +86,7 @@ def test_it_is_planned_where_the_data_are_not(tmp_path):
     words = ["--preset", "evidence-cpu", "--results", tmp_path / "results"]
     elsewhere = ["--", "--data-path", tmp_path / "none"]
     planned = succeed("experiments.evidence", *words, "--dry-run", *elsewhere).out
-    assert planned.count("python train.py --preset evidence-cpu") == 3
+    assert planned.count("python train.py --preset evidence-cpu") == 4
     said = refused("experiments.evidence", *words, *elsewhere)
     assert "train-images" in said or "t10k-images" in said
     assert not (tmp_path / "results").exists()

@@ -147,6 +147,10 @@ def test_training_without_a_checkpoint_starts_again_under_its_number(tmp_path):
         (["--preset", "digits", "--slurm", "gpu"], "--slurm gpu: write NAME=VALUE"),
         (["--preset", "t6"], "--reference VIRTUAL_imagenet256_labeled.npz: there is no such file"),
         (["--preset", "t7"], "i3d_torchscript.pt, which FVD needs, is not in the current folder"),
+        (
+            ["--preset", "digits", "--rows", "weight-9"],
+            "--rows weight-9: choose from vanilla,",
+        ),
         (["--preset", "digits", "--gpus-per-run", 99], "--gpus-per-run 99, but there are"),
     ],
 )
@@ -178,6 +182,13 @@ def test_runs_are_dealt_out_to_gpus(monkeypatch):
     said = succeed("experiments.table6", *words).out
     torchrun = "python -m torch.distributed.run --standalone --nproc_per_node=2 "
     assert f"{torchrun}train.py" in said and f"{torchrun}sample_ddp.py" in said
+
+
+def test_some_rows_of_a_table_are_those_of_the_whole(results):
+    words = ["--preset", "digits", "--dry-run", "--device", "cpu", "--results", results]
+    table = succeed("experiments.table6", *words).out.splitlines()
+    some = succeed("experiments.table6", *words, "--rows", "vanilla", "weight-0.5").out.splitlines()
+    assert sum("train.py" in line for line in some) == 2 and set(some) < set(table)
 
 
 def test_a_row_that_cannot_train_is_refused_before_the_others_do(results, here):
