@@ -19,7 +19,8 @@ LABELS = {"labels": {}, "no-labels": {"num_classes": 0}}
 
 
 def runs(setting: Setting) -> list[Run]:
-    """Each LayerSync beside the vanilla of its own depth and labels, all of one weight."""
+    """Each LayerSync beside the vanilla of its own depth and labels, all of one weight, learning
+    rate and number of heads. Presets without labels have no rows with them."""
     term = {"reg_weight": setting.weight, "telemetry_every": setting.tenth}
     return [
         replace(row, name=f"{depth}-{labels}-{row.name}", flags=row.flags | size | condition,
@@ -27,6 +28,7 @@ def runs(setting: Setting) -> list[Run]:
         for depth in DEPTHS
         for size in [sized(setting, depth)]
         for labels, condition in LABELS.items()
+        if setting.labels or condition
         for row in (vanilla(), layer_sync(**pair_at(setting, depth), **term))
     ]  # fmt: skip
 

@@ -108,6 +108,8 @@ def collected(
         watched = Watched(pair_of(result.record), points, content["dropped"], result.log)
         methods.setdefault(name, {})[result.record["seed"]] = watched
     seeds = sorted(set.intersection(*(set(runs) for runs in methods.values())))
+    if partly := sorted(set.union(*(set(runs) for runs in methods.values())) - set(seeds)):
+        print(f"{preset}: seeds {listed(partly)} are not finished for all methods: left out")
     if not seeds:
         return [], [], {}
     chosen = {name: [runs[seed] for seed in seeds] for name, runs in methods.items()}

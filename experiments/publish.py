@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,11 @@ class Flags:
     runs: tyro.conf.Positional[tuple[Path, ...]] = tyro.MISSING
     out: Path = tyro.MISSING  # the file to write
     command: str = tyro.MISSING  # the sweep's, as it was typed
-    note: str = ""  # what the data are, and what a reader has to know
-    commit: str | None = None  # that the runs were made at; None: this checkout's, and earlier ones
+    # What the data are, and what a reader has to know; None: what an earlier file says.
+    note: str | None = None
+    commit: str | None = None  # that new runs were made at; None: this checkout's
     # What the sweep itself made of its runs, evidence.json say; of each preset its "table" is shown
-    # in RESULTS.md.
+    # in RESULTS.md. None: that of an earlier file.
     verdict: Path | None = None
 
 
@@ -67,14 +69,18 @@ def main() -> None:
     new = read([folder for asked in folders for folder in run_folders(asked)])
     results = in_order([*(one for file in earlier for one in file.results), *new])
     check_rows(results)
+    made_at = [flags.commit or commit()] if new else []
+    verdict = {name: found for file in earlier for name, found in file.verdict.items()}
+    verdict |= read_json(flags.verdict) if flags.verdict else {}
     kept = [{**asdict(one), "log": thinned(one.log)} for one in results]
     for one in kept:
         del one["picture"]
     write_json(flags.out, {
-        "format": FORMAT, "command": flags.command, "note": flags.note,
-        "commit": flags.commit or joined([file.commit for file in earlier], commit()),
-        "machine": joined([file.machine for file in earlier], machine()), "runs": kept,
-        **({"verdict": read_json(flags.verdict)} if flags.verdict else {}),
+        "format": FORMAT, "command": flags.command,
+        "note": joined(file.note for file in earlier) if flags.note is None else flags.note,
+        "commit": joined([*(file.commit for file in earlier), *made_at]),
+        "machine": joined([*(file.machine for file in earlier), *([machine()] if new else [])]),
+        "runs": kept, **({"verdict": verdict} if verdict else {}),
     })  # fmt: skip
     print(f"{flags.out}: {len(results)} runs")
 
@@ -104,8 +110,8 @@ def flags_of(record: dict[str, Any]) -> dict[str, Any]:
     return vars(parse(TrainConfig, PRESETS, trained[-1][trained[-1].index("train.py") + 1 :]))
 
 
-def joined(earlier: list[str], own: str) -> str:
-    return "; ".join(dict.fromkeys([*earlier, own]))
+def joined(parts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(parts))
 
 
 def load(path: Path) -> Published:

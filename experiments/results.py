@@ -3,6 +3,8 @@
 python -m experiments.results
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +16,27 @@ from runtime.files import atomic_write
 
 from .publish import FOLDER, Published, load
 from .rows import layer_sync, vanilla
-from .runs import ROOT, Run
+from .runs import ROOT
 from .table import (
     Result,
     cells,
     compared,
     difference,
+    differences,
+    groups_of,
     markdown,
+    names_of,
     over_baseline,
     spread,
     values_of,
 )
 
 PAGE = ROOT / "RESULTS.md"
+DISTANCE = re.compile(r"fd_|fad|F[IAV]D$|Frechet")
+ABOUT_SUMMARY = """
+Every interval is one of many: of twenty without any effect one is expected to leave out zero.
+Sweeps of pairs, weights and depths have no row here; theirs are below.
+"""
 HEAD = """# Results
 
 What sweeps have measured with this code; `python -m experiments.results` makes this page of the
@@ -57,29 +67,35 @@ def main() -> None:
 
 
 def summary(found: dict[str, Published]) -> str:
-    """A row for every sweep that has both: LayerSync's loss on held-out data beside vanilla's."""
+    """LayerSync beside vanilla, in every preset of a sweep that has both: the loss on held-out data
+    and the Frechet distance of samples, of which less is better."""
     rows = []
     for name, one in found.items():
-        ours, base = (runs_of(one, row) for row in (layer_sync(), vanilla()))
-        if not ours or not base:
-            continue
-        of = compared(base)
-        values = [spread(values_of(runs, of)) for runs in (base, ours)]
-        gap = difference(ours, base, of)
-        rows.append([f"[{name}](#{name})", of, *values, gap, decided(ours, base, of)])
-    head = ["", "compared by", "vanilla", "LayerSync", "difference, 95 % interval", "LayerSync"]
-    return "## At a glance\n\n" + markdown(head, rows)
+        groups = groups_of(one.results)
+        several = len({result.record["preset"] for result in one.results}) > 1
+        for (experiment, row), ours in groups.items():
+            preset = ours[0].record["preset"]
+            base = groups.get((experiment, f"{preset}-{vanilla().name}"))
+            if row != f"{preset}-{layer_sync().name}" or not base:
+                continue
+            for score in (compared(base), *distances_in(base)):
+                values = [spread(values_of(runs, score)) for runs in (base, ours)]
+                gap, said = difference(ours, base, score), decided(ours, base, score)
+                label = f"[{name}](#{name})" + (f", {preset}" if several else "")
+                rows.append([label, score, *values, gap, said])
+    head = ["", "score, less is better", "vanilla", "LayerSync"]
+    head += ["difference, 95 % interval", "LayerSync"]
+    return "## At a glance\n\n" + markdown(head, rows) + ABOUT_SUMMARY
 
 
-def runs_of(found: Published, row: Run) -> list[Result]:
-    return [
-        one for one in found.results
-        if one.record["name"] == f"{one.record['preset']}-{row.name}"
-    ]  # fmt: skip
+def distances_in(results: Sequence[Result]) -> list[str]:
+    """The first of their Frechet distances."""
+    names = [name for name in names_of(results) if DISTANCE.match(name)]
+    return names[:1]
 
 
 def decided(ours: list[Result], base: list[Result], of: str) -> str:
-    """What the interval over seeds allows to say of a loss."""
+    """What the interval over seeds allows to say of a score of which less is better."""
     found = over_baseline(ours, base, of)
     if found is None or found.low is None or found.low <= 0 <= found.high:
         return "not to be told apart"
@@ -87,10 +103,11 @@ def decided(ours: list[Result], base: list[Result], of: str) -> str:
 
 
 def section(name: str, found: Published) -> str:
-    """Scores, and below them the tables of the sweep's own verdict."""
+    """Scores, what they are over the baseline's, and the tables of the sweep's own verdict."""
     made = (preset["table"] for preset in found.verdict.values() if "table" in preset)
-    heads_and_rows = [cells(found.results), *((one["head"], one["rows"]) for one in made)]
-    tables = "\n".join(markdown(*one) for one in heads_and_rows)
+    heads_and_rows = [cells(found.results), differences(found.results)]
+    heads_and_rows += ((one["head"], one["rows"]) for one in made)
+    tables = "\n".join(markdown(*one) for one in heads_and_rows if one[1])
     title = found.results[0].record["reproduces"]
     picture = f"docs/results/sweeps/{name}.png"  # the page lies in the root
     shown = f"\n![{title}]({picture})\n" if (ROOT / picture).exists() else ""

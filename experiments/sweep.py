@@ -81,6 +81,7 @@ class Setting(NamedTuple):
     student: int
     teacher: int
     weight: float
+    labels: bool  # whether classes are told to the model
     hidden_size: int | None  # None: not to be chosen
     num_heads: int | None
 
@@ -104,7 +105,7 @@ class Experiment:
     # What else is measured of every trained run: name of the JSON -> the command, which takes the
     # run's folder and --out.
     measures: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    # Refuses data that it can make nothing of, before days of training; a dry run needs none.
+    # Refuses data that it can make nothing of, before days of training.
     check: Callable[[Setting], None] | None = None
     prepare: Callable[[Setting], list[Step]] | None = None  # what its runs need besides
     finish: Callable[[list[Path], Path], None] | None = None  # of the run folders, into a folder
@@ -123,6 +124,7 @@ def sweep(experiment: Experiment) -> None:
     preparations: dict[Path, Step] = {}
     runs: list[Planned] = []
     notes: list[str] = []
+    settings: list[Setting] = []
     for preset in chosen:
         shared = shared_words(preset, flags, argv[cut + 1 :])
         config = flags_of.parse(TrainConfig, PRESETS, shared)
@@ -131,8 +133,7 @@ def sweep(experiment: Experiment) -> None:
         setting = setting_of(preset, config, flags.results)
         if note := slow_ema(config.ema_decay, config.max_steps):
             notes.append(f"{note} (behind a lone --)")
-        if experiment.check and not flags.dry_run:
-            experiment.check(setting)
+        settings.append(setting)
         prepared = experiment.prepare(setting) if experiment.prepare else []
         preparations |= {step.output: step for step in prepared}
         rows = chosen_rows(experiment.runs(setting), flags.rows)
@@ -147,6 +148,9 @@ def sweep(experiment: Experiment) -> None:
         return print("\n".join(typed(step.words) for step in steps))
     for run in runs:
         run.check()
+    if experiment.check and not all(run.finished for run in runs):
+        for setting in settings:
+            experiment.check(setting)
     print("\n".join(dict.fromkeys(notes)), end="\n" if notes else "", flush=True)
     failures = prepare(list(preparations.values()), flags.results)
     if not failures:
@@ -207,7 +211,7 @@ def setting_of(preset: str, config: TrainConfig, results: Path) -> Setting:
         preset, config.dataset_name, config.data_path, results, depth, config.max_steps,
         config.encoder_depth or student, config.gt_encoder_depth or teacher,
         default_weight(depth) if config.reg_weight is None else config.reg_weight,
-        size.get("hidden_size"), size.get("num_heads"),
+        config.num_classes != 0, size.get("hidden_size"), size.get("num_heads"),
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class Result:
     real: dict[str, float]  # the same scores of real samples
     log: list[dict[str, float]]
     picture: Path | None = None  # its samples
+    gradient_ratio: float | None = None  # mean over the looks at it; None: not looked at
 
     @property
     def group(self) -> tuple[str, str]:
@@ -113,9 +114,8 @@ def read_run(folder: Path) -> Result:
     picture = next(iter(sorted(folder.glob("*.score.png"))), None)
     rows = [row for path in logs for row in log_rows(path)]
     ratios = [row[WATCHED] for row in rows if WATCHED in row]
-    if ratios:
-        scores["gradient ratio"] = mean_interval(ratios).mean
-    return Result(record, scores, real, rows, picture)
+    ratio = mean_interval(ratios).mean if ratios else None
+    return Result(record, scores, real, rows, picture, ratio)
 
 
 def log_rows(path: Path) -> list[dict[str, float]]:
@@ -150,9 +150,11 @@ def groups_of(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
 
 def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """The table's head and rows as text."""
-    names = list(dict.fromkeys(name for result in results for name in result.scores))
+    names = names_of(results)
     paired = compared(results)
-    head = ["run", "steps", "seeds", *names, f"{paired}, minus the baseline's", "paper"]
+    looked = any(result.gradient_ratio is not None for result in results)
+    head = ["run", "steps", "seeds", *names, *(["gradient ratio"] if looked else [])]
+    head += [f"{paired}, minus the baseline's", "paper"]
     groups = groups_of(results)
     rows = []
     pools: dict[tuple[str, str, str], list[list[Result]]] = {}
@@ -167,20 +169,42 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
                 ", ".join(dict.fromkeys(str(run.record["max_steps"]) for run in runs)),
                 ", ".join(str(run.record["seed"]) for run in runs),
                 *(spread(values_of(runs, one)) for one in names),
+                *([spread(gradient_ratios(runs))] if looked else []),
                 "-" if runs is baseline else difference(runs, baseline, paired),
                 "-" if pool else published(record["paper"]),
             ]
         )
-    real = [one.real for one in results if one.real]
-    if real:  # they differ where their sets or evaluators do
-        values = {name: [of[name] for of in real if name in of] for name in names}
-        rows.append(["real, held out", "", "", *map(spread_of_real, values.values()), "", ""])
+    rest = [""] * (len(head) - 3 - len(names))
+    presets = dict.fromkeys(result.record["preset"] for result in results)
+    for preset in presets:  # real samples differ where their sets or evaluators do
+        real = [one.real for one in results if one.real and one.record["preset"] == preset]
+        if real:
+            values = ([of[name] for of in real if name in of] for name in names)
+            label = "real, held out" if len(presets) == 1 else f"{preset}, real, held out"
+            rows.append([label, "", "", *map(spread_of_real, values), *rest])
     for (_, preset, pool), members in pools.items():
         means = {one: [mean_of(runs, one) for runs in members] for one in names}
         scores = [spread([mean for mean in means[one] if mean is not None]) for one in names]
         paper = published(members[0][0].record["paper"])
-        rows.append([f"{preset}-{pool}, mean over rows", "", "", *scores, "-", paper])
+        label = f"{preset}-{pool}, mean over rows"
+        rows.append([label, "", "", *scores, *rest[:-1], paper])
     return head, rows
+
+
+def differences(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of what every score is more than the baseline's; none of baselines alone."""
+    names, groups = names_of(results), groups_of(results)
+    rows = []
+    for (_, name), runs in groups.items():
+        baseline = baseline_of(runs, groups)
+        if baseline and baseline is not runs:
+            rows.append([name, *(difference(runs, baseline, score) for score in names)])
+    return ["minus the baseline's, paired by seed", *names], rows
+
+
+def names_of(results: Sequence[Result]) -> list[str]:
+    """Of all scores."""
+    return list(dict.fromkeys(name for result in results for name in result.scores))
 
 
 def baseline_of(runs: list[Result], groups: dict[tuple[str, str], list[Result]]) -> list[Result]:
@@ -202,12 +226,16 @@ def baseline_of(runs: list[Result], groups: dict[tuple[str, str], list[Result]])
 def compared(results: Sequence[Result]) -> str:
     """The score that runs are compared by: the held-out loss, or that on training images where none
     are held out."""
-    names = dict.fromkeys(name for result in results for name in result.scores)
+    names = names_of(results)
     return next((name for name in names if name.endswith("loss, ema")), f"{HELD_OUT}, ema")
 
 
 def values_of(runs: Sequence[Result], name: str) -> list[float]:
     return [run.scores[name] for run in runs if name in run.scores]
+
+
+def gradient_ratios(runs: Sequence[Result]) -> list[float]:
+    return [run.gradient_ratio for run in runs if run.gradient_ratio is not None]
 
 
 def mean_of(runs: Sequence[Result], name: str) -> float | None:
@@ -233,7 +261,8 @@ def spread_of_real(values: Sequence[float]) -> str:
 
 
 def over_baseline(runs: Sequence[Result], baseline: Sequence[Result], name: str) -> Interval | None:
-    """How much a score differs from the baseline's, paired by seed; None: no seed has both."""
+    """How much a score differs from the baseline's, runs of one preset paired by seed; None: no
+    seed has both."""
     before = {run.record["seed"]: run.scores.get(name) for run in baseline}
     pairs = [(run.scores.get(name), before.get(run.record["seed"])) for run in runs]
     values = [after - first for after, first in pairs if None not in (after, first)]

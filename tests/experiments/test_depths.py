@@ -17,7 +17,9 @@ def rows_of(preset, *flags):
     return config, depths.runs(setting_of(preset, config, None))
 
 
-@pytest.mark.parametrize("preset, shape", [("digits", (1, 8, 8)), ("t1-b", (4, 32, 32))])
+@pytest.mark.parametrize(
+    "preset, shape", [("digits", (1, 8, 8)), ("t1-b", (4, 32, 32)), ("evidence-cpu", (1, 28, 28))]
+)
 def test_every_depth_costs_the_same(preset, shape):
     config, rows = rows_of(preset)
     sizes = {row.flags["depth"]: row.flags["hidden_size"] for row in rows}
@@ -27,7 +29,7 @@ def test_every_depth_costs_the_same(preset, shape):
             for depth, width in sizes.items()
         ]
     assert list(sizes) == [6, 12, 24]
-    assert max(costs) < 1.2 * min(costs)
+    assert max(costs) < 1.06 * min(costs)
 
 
 def test_pairs_keep_their_places_and_rows_their_baselines():
@@ -43,6 +45,11 @@ def test_pairs_keep_their_places_and_rows_their_baselines():
         assert base.flags.items() - {("loss_type", "vanilla")} <= row.flags.items()
     unlabelled = [row for row in rows if "no-labels" in row.name]
     assert len(unlabelled) == 6 and all(row.flags["num_classes"] == 0 for row in unlabelled)
+
+
+def test_a_preset_without_labels_has_no_rows_with_them():
+    _, rows = rows_of("evidence-cpu")
+    assert len(rows) == 6 and all("no-labels" in row.name for row in rows)
 
 
 def test_a_network_of_fixed_width_is_refused():

@@ -24,21 +24,24 @@ def test_the_gate_on_digits_from_an_empty_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gap", "gains", "says"),
+    ("gap", "tested", "gains", "says"),
     [
-        (0.06, (0.011, 0.01, 0.012), "is open"),
-        (0.04, (0.011, 0.01, 0.012), "is shut"),  # the teacher is hardly better
-        (0.06, (-0.011, -0.01, -0.012), "is shut"),
-        (0.06, (0.03, -0.02, 0.01), "is shut"),  # seeds disagree
-        (0.06, (0.01, 0.012), "is undecided"),  # two seeds say nothing of their spread
-        (0.06, (0.01,), "is undecided"),
-        (0.04, (0.01,), "is shut"),
+        (0.06, 10**5, (0.011, 0.01, 0.012), "is open"),
+        (0.04, 10**5, (0.011, 0.01, 0.012), "is shut"),  # the teacher is hardly better
+        (0.06, 400, (0.011, 0.01, 0.012), "is undecided"),  # images tell no two points
+        (0.30, 400, (0.011, 0.01, 0.012), "is open"),
+        (0.06, 10**5, (-0.011, -0.01, -0.012), "is shut"),
+        (0.06, 10**5, (0.03, -0.02, 0.01), "is shut"),  # seeds disagree
+        (0.06, 10**5, (0.01, 0.012), "is undecided"),  # two seeds say nothing of their spread
+        (0.06, 10**5, (0.01,), "is undecided"),
+        (0.04, 10**5, (0.01,), "is shut"),
     ],
 )
 def test_it_opens_only_if_there_is_something_to_hand_on_and_room_for_it(
-    monkeypatch, gap, gains, says
+    monkeypatch, gap, tested, gains, says
 ):
-    probe = dict(run="r", step=1, blocks=[0.5, 0.5 + gap], student=0.5, teacher=0.5 + gap)
+    blocks = [0.5, 0.5 + gap]
+    probe = dict(run="r", step=1, blocks=blocks, tested=tested, student=0.5, teacher=0.5 + gap)
     monkeypatch.setattr(gate, "probes_of", lambda folder, pair: probe)
 
     def result(name, seed, loss):
@@ -50,3 +53,10 @@ def test_it_opens_only_if_there_is_something_to_hand_on_and_room_for_it(
     results = [result("vanilla", seed, 0.5) for seed, _ in enumerate(gains)]
     results += [result("positive-control", seed, 0.5 - gain) for seed, gain in enumerate(gains)]
     assert f"the gate {says}" in gate.as_text("digits", gate.judged("digits", results))
+
+
+def test_the_pair_that_has_most_to_hand_on_is_named():
+    probe = dict(blocks=[0.3, 0.5, 0.6, 0.5, 0.5, 0.9], tested=400)
+    best = gate.widest([probe, probe])
+    assert best[:2] == (1, 3) and best.gap == pytest.approx(0.3)  # block 6 is too deep to teach
+    assert best.error == pytest.approx(2 * ((0.3 * 0.7 + 0.6 * 0.4) / 400) ** 0.5 / 2**0.5)

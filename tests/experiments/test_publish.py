@@ -80,6 +80,37 @@ def test_at_a_glance_says_no_more_than_the_interval_over_seeds(results, tmp_path
     assert row.endswith(f"| {said} |")
 
 
+def test_runs_are_paired_within_their_preset(results, tmp_path):
+    """Seed 0 of one preset is no baseline for seed 0 of another."""
+    content = json.loads((results / "table6.json").read_text())
+    first = content["runs"][0]
+    losses = {
+        ("a", "vanilla"): 0.5,
+        ("a", "layer_sync"): 0.6,
+        ("b", "vanilla"): 5,
+        ("b", "layer_sync"): 7,
+    }
+    content["runs"] = [
+        first | dict(
+            record=first["record"] | dict(
+                preset=preset, name=f"{preset}-{row}", index=int(row == "layer_sync"), seed=seed
+            ),
+            scores={"held-out loss, ema": loss + seed, "fd_classifier": 10 * loss},
+            real={"fd_classifier": 100 * loss},
+        )
+        for (preset, row), loss in losses.items() for seed in (0, 1)
+    ]  # fmt: skip
+    write_json(results / "table6.json", content)
+    succeed("experiments.results", "--results", results, "--out", tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text()
+    for preset, gaps in {"a": ("+0.1", "+1"), "b": ("+2", "+20")}.items():
+        for score, gap in zip(("held-out loss, ema", "fd_classifier"), gaps, strict=True):
+            (row,) = re.findall(rf"^\| \[table6\]\(#table6\), {preset} \| {score} .*$", page, re.M)
+            assert f"| {gap} ({gap} to {gap}, n=2) | is worse |" in row
+        assert f"| {preset}, real, held out |" in page
+        assert f"| {preset}-layer_sync | {gaps[0]} (" in page
+
+
 def test_what_a_sweep_made_of_its_runs_is_a_second_table(results, tmp_path):
     said = {"digits": {"table": {"head": ["", "vanilla"], "rows": [["speed-up", "2.00"]]}}}
     content = json.loads((results / "table6.json").read_text())
@@ -201,12 +232,17 @@ def test_a_seed_is_added_where_the_first_ones_folders_are_gone(tmp_path):
         run_folder(tmp_path / f"runs/{seed}", seed)
     first, out = tmp_path / "first.json", tmp_path / "sweep.json"
     words = ["--command", "python -m experiments.table6", "--out"]
+    write_json(tmp_path / "verdict.json", {"digits": {"speed_up": 1.0}})
     old = [tmp_path / "runs/1", tmp_path / "runs/2", *words, first, "--commit", "abc"]
+    old += ["--note", "Two.", "--verdict", tmp_path / "verdict.json"]
     succeed("experiments.publish", *old)
     succeed("experiments.publish", first, tmp_path / "runs/0", *words, out)
     found = publish.load(out)
     assert [one.record["seed"] for one in found.results] == [0, 1, 2]
     assert found.commit == f"abc; {publish.commit()}" and found.machine == publish.machine()
+    assert found.note == "Two." and found.verdict == {"digits": {"speed_up": 1.0}}
+    succeed("experiments.publish", first, *words, first, "--note", "No new run.")
+    assert publish.load(first).commit == "abc" and publish.load(first).verdict
     again = refused("experiments.publish", out, tmp_path / "runs/0", *words, out)
     assert "RUNS hold a seed of digits-vanilla twice" in again
     run_folder(tmp_path / "other", 3, "--lr 0.2")

@@ -148,3 +148,4 @@ def test_the_gradient_ratio_that_a_run_looked_at_is_a_column(folder):
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     head, rows = table.cells(table.read(sorted(folder.iterdir())))
     assert [row[head.index("gradient ratio")] for row in rows] == ["-", "0.15 (n=1)"]
+    assert all(len(row) == len(head) for row in rows)
