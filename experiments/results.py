@@ -111,8 +111,9 @@ def section(name: str, found: Published) -> str:
     title = found.results[0].record["reproduces"]
     picture = f"docs/results/sweeps/{name}.png"  # the page lies in the root
     shown = f"\n![{title}]({picture})\n" if (ROOT / picture).exists() else ""
+    stop = "" if title.endswith("?") else "."
     return (
-        f"## {name}\n\n**{title}.** {found.note}\n\n{tables}{shown}\n"
+        f"## {name}\n\n**{title}{stop}** {found.note}\n\n{tables}{shown}\n"
         f"```\n{found.command}\n```\n\nCommit {found.commit}, {found.machine}. "
         f"The commands of every run: docs/results/sweeps/{name}.json\n"
     )
