@@ -87,7 +87,7 @@ def verdict(folders: list[Path], out: Path) -> None:
         own = [pair for pair in results if pair[1].record["preset"] == preset]
         steps, seeds, learned = collected(preset, own)
         if not seeds or BASELINE not in learned:
-            print(f"{preset}: no seed is finished for all methods yet")
+            print(f"{preset}: no seed is finished for all methods yet, vanilla among them")
             continue
         found[preset] = judged(steps, seeds, learned, own[0][1].record["pair"])
         draw(found[preset], out / f"{preset}.png")
