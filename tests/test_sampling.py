@@ -68,7 +68,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["heun", "sde", pytest.param("dopri5", marks=pytest.mark.slow)])
 def test_samples_do_not_depend_on_the_number_of_processes(tmp_path, ckpt, solver):
     files = []
     for processes in (1, 2, 3):

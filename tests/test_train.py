@@ -48,7 +48,7 @@ def rows(results: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_resume_is_exact(tmp_path, processes):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     words, run = [*EPOCHS, "--max-steps", 8, "--ckpt-every", 4], dict(processes=processes)

@@ -15,6 +15,7 @@ def test_the_figure_is_drawn(name, picture, results, here):
         assert min(image.size) > 100
 
 
+@pytest.mark.slow
 def test_figure_2_keeps_a_checkpoint_for_every_column(results, here):
     call("experiments.figure2", *SHORT, "--max-steps", 8, "--results", results, *TINY)
     folder = results / "figure2/digits-vanilla-seed0"
