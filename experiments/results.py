@@ -108,8 +108,7 @@ def section(name: str, found: Published) -> str:
     heads_and_rows = [cells(found.results), differences(found.results)]
     heads_and_rows += ((one["head"], one["rows"]) for one in made)
     tables = "\n".join(markdown(*one) for one in heads_and_rows if one[1])
-    titles = {one.record["experiment"]: one.record["reproduces"] for one in found.results}
-    title = "; ".join(titles.values())
+    title = found.results[0].record["reproduces"]
     picture = f"docs/results/sweeps/{name}.png"  # the page lies in the root
     shown = f"\n![{title}]({picture})\n" if (ROOT / picture).exists() else ""
     stop = "" if title.endswith("?") else "."

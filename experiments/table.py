@@ -31,7 +31,6 @@ OF_THE_MACHINE = {"images_per_second", "mfu", "data_wait", "seconds_left", "skip
 
 RECORD = dict(
     experiment=str, preset=str, name=str, index=int, seed=int, commands=list, paper=dict,
-    flags=dict, max_steps=int,
 )  # fmt: skip  # what a run's own file has at least
 
 
@@ -210,24 +209,18 @@ def names_of(results: Sequence[Result]) -> list[str]:
 
 def baseline_of(runs: list[Result], groups: dict[tuple[str, str], list[Result]]) -> list[Result]:
     """The row that this one is compared to: the one it names, or the first of its experiment and
-    preset; where that was not run, plain vanilla of another experiment, as long a run of the same
-    preset. None if there is none."""
+    preset; none if that has failed."""
     record = runs[0].record
     if named := record.get("baseline"):
         return groups.get((record["experiment"], named), [])
-    preset = [
-        others for others in groups.values() if others[0].record["preset"] == record["preset"]
-    ]
-    own = (
-        others for others in preset
-        if others[0].record["index"] == 0 and others[0].record["experiment"] == record["experiment"]
+    return next(
+        (
+            others for (experiment, _), others in groups.items()
+            if others[0].record["index"] == 0 and experiment == record["experiment"]
+            and others[0].record["preset"] == record["preset"]
+        ),
+        [],
     )  # fmt: skip
-    elsewhere = (
-        others for others in preset
-        if others[0].record["flags"] == {"loss_type": "vanilla"}
-        and others[0].record["max_steps"] == record["max_steps"]
-    )  # fmt: skip
-    return next(own, []) or next(elsewhere, [])
 
 
 def compared(results: Sequence[Result]) -> str:

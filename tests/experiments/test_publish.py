@@ -221,7 +221,7 @@ def run_folder(path, seed, flags="--lr 0.1"):
     command = f"python train.py --preset digits {flags} --global-seed {seed}"
     record = dict(
         experiment="table6", preset="digits", name="digits-vanilla", index=0, seed=seed,
-        reproduces="Table 6", max_steps=1000, paper={}, commands=[command], flags={},
+        reproduces="Table 6", max_steps=1000, paper={}, commands=[command],
     )  # fmt: skip
     write_json(path / "run.json", record)
     write_json(path / "samples.score.json", {"scores": {"FD": 4.0}})

@@ -149,25 +149,3 @@ def test_the_gradient_ratio_that_a_run_looked_at_is_a_column(folder):
     head, rows = table.cells(table.read(sorted(folder.iterdir())))
     assert [row[head.index("gradient ratio")] for row in rows] == ["-", "0.15 (n=1)"]
     assert all(len(row) == len(head) for row in rows)
-
-
-def test_vanilla_of_another_table_is_the_baseline_where_a_table_has_none(folder):
-    """Ablations share it: the same run need not be made for every table."""
-    for seed in range(3):
-        for path, changes in (
-            (folder / f"t6-vanilla-seed{seed}", {"flags": {"loss_type": "vanilla"}}),
-            (folder / f"t6-ours-seed{seed}", {"experiment": "schedule"}),
-        ):
-            record = json.loads((path / "run.json").read_text()) | {"experiment": "t", **changes}
-            (path / "run.json").write_text(json.dumps(record))
-
-    def gap():
-        head, rows = table.cells(table.read(sorted(folder.iterdir())))
-        paired = head.index("held-out loss, ema, minus the baseline's")
-        return {row[0]: row[paired] for row in rows}["t6-ours"]
-
-    assert gap().startswith("-0.013 ")
-    for seed in range(3):  # but not of a longer run
-        path = folder / f"t6-vanilla-seed{seed}/run.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"max_steps": 8}))
-    assert gap() == "-"
