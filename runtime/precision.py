@@ -25,7 +25,8 @@ def default_precision(device: torch.device) -> str:
 
 def deterministic(asked: bool) -> None:
     """Kernels that give the same bits every time, for the whole process; before CUDA is used."""
-    torch.use_deterministic_algorithms(asked)
+    if asked != torch.are_deterministic_algorithms_enabled():  # to set it imports the compiler: 2 s
+        torch.use_deterministic_algorithms(asked)
     torch.backends.cudnn.deterministic = asked
     if asked:  # cuBLAS reads it when it makes its first handle
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

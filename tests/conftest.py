@@ -9,6 +9,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 
@@ -31,6 +32,22 @@ def perturb():
         return model
 
     return apply
+
+
+@pytest.fixture(scope="session")
+def digits_classifier(tmp_path_factory):
+    """The file of the digits' classifier, trained once for all processes that run tests."""
+    import domains
+    from evaluations.extractors import classifier
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    file = folder / "classifier-digits.pt"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            classifier.train_to_file(domains.build("digits"), file, min_accuracy=0.5)
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ from tests.commands import (
     launched,
     refused,
     succeed,
+    torchrun,
 )
 
 # Digits: 1,297 training images are 3 steps of 400 an epoch, so that 4 + 4 steps stop in mid-epoch
@@ -48,11 +49,15 @@ def rows(results: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("processes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_resume_is_exact(tmp_path, processes):
+@pytest.mark.parametrize(
+    "start, processes",
+    [(launch, 1), (torchrun, 2), pytest.param(launch, 3, marks=pytest.mark.slow)],
+)
+def test_resume_is_exact(tmp_path, start, processes):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     words, run = [*EPOCHS, "--max-steps", 8, "--ckpt-every", 4], dict(processes=processes)
-    launched("train", *words, "--results-dir", straight, **run)
+    done = start("train", *words, "--results-dir", straight, **run)
+    assert done.code == 0, done.err
     shutil.copytree(straight, stopped)  # as if it had ended before its second checkpoint
     (last,) = stopped.glob("*/checkpoints/0000008.pt")
     last.unlink()
@@ -351,7 +356,7 @@ def test_one_rank_that_meets_a_corrupt_image_ends_the_job(tmp_path):
     (tmp_path / "images/class0/2.png").write_bytes(b"no image")
     flags = [*TINY, "--dataset_name", "folder", "--data-path", tmp_path / "images", "--vae", "none"]
     flags += ["--image-size", 8, "--global-batch-size", 4, "--max-steps", 2]
-    result = launch("train", *flags, "--results-dir", tmp_path / "results", processes=2)
+    result = torchrun("train", *flags, "--results-dir", tmp_path / "results", processes=2)
     assert result.code != 0
     assert result.err.count("error: ") == 1 and "class0/2.png" in result.err
     assert 'train.py", line' not in result.err, "no traceback of ours"
@@ -461,8 +466,7 @@ def test_a_results_folder_that_cannot_be_written_is_named(tmp_path):
     assert "file/results" in refused("train", *BATCH, *flags)
     result = launch("train", *BATCH, *flags, processes=2)
     assert result.err.count("error: ") == 1 and "file/results" in result.err
-    assert 'train.py", line' not in result.err
-    assert result.err.count("exitcode  : 2") == 2
+    assert 'train.py", line' not in result.err and "exitcode  : 2" in result.err
 
 
 @pytest.mark.parametrize(
@@ -477,7 +481,7 @@ def test_unknown_flags_and_values_end_in_tyros_box(tmp_path, flags):
 
 def test_under_torchrun_rank_0_speaks_and_all_exit_with_2(tmp_path):
     flags = ["--global-batch-size", 13, "--results-dir", tmp_path / "results"]
-    result = launch("train", *TINY, *flags, processes=2)
+    result = torchrun("train", *TINY, *flags, processes=2)
     assert result.err.count("error: --global-batch-size 13 is not divisible by 2 processes") == 1
     assert "exitcode  : 2" in result.err and 'train.py", line' not in result.err
     unknown = launch("train", "--nonsense", processes=2)
@@ -515,11 +519,13 @@ def test_going_on_with_another_vae_is_refused(tmp_path, tiny_vae):
 
 
 @pytest.fixture(scope="module")
-def shared_out(tmp_path_factory):
+def shared_out(tmp_path_factory, digits_classifier):
     """50 steps on two ranks with previews, replicated and sharded; the latter is scored, too."""
     folder = tmp_path_factory.mktemp("sharded")
     flags = [*BATCH, "--lr", 1e-4, "--log-every", 1, "--clip-grad-norm", 0.5]
     scored = ["--shard", "--score-every", 50, "--score-samples", 20]
+    (folder / "sharded").mkdir()
+    shutil.copy(digits_classifier, folder / "sharded")
     for name, more in (("ddp", []), ("sharded", scored)):
         results = ["--results-dir", folder / name, "--max-steps", 50, "--ckpt-every", 20]
         results += ["--sample-every", 25]
@@ -620,8 +626,10 @@ def score_rows(results):
     return [row for row in found if "scores" in row]
 
 
-def test_the_ema_model_is_scored_while_it_trains_on_the_same_seeds(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun has it: the classifier depends on it
+def test_the_ema_model_is_scored_while_it_trains_on_the_same_seeds(tmp_path, digits_classifier):
+    """The classifier is given to one process; two train it themselves."""
+    (tmp_path / "one").mkdir()
+    shutil.copy(digits_classifier, tmp_path / "one")
     flags = [*BATCH, "--score-every", 2, "--score-samples", 20, "--device", "cpu"]
     for name, processes in (("one", 1), ("two", 2)):
         words = [*flags, "--max-steps", 5, "--results-dir", tmp_path / name]
@@ -638,7 +646,9 @@ def test_the_ema_model_is_scored_while_it_trains_on_the_same_seeds(tmp_path, mon
         assert a["scores"] == pytest.approx(b["scores"], rel=1e-3)
 
 
-def test_scoring_changes_nothing_and_goes_on_with_the_same_classifier(tmp_path):
+def test_scoring_changes_nothing_and_goes_on_with_the_same_classifier(tmp_path, digits_classifier):
+    (tmp_path / "whole").mkdir()
+    shutil.copy(digits_classifier, tmp_path / "whole")
     flags = [*BATCH, "--device", "cpu"]
     score = ["--score-every", 2, "--score-samples", 20]
     for name, words, stops in [("plain", [], [4]), ("whole", score, [4]), ("parts", score, [2, 4])]:

@@ -1,4 +1,4 @@
-"""One classifier of the digits, trained once, and what the tests of the score share."""
+"""The classifier of the digits, and what the tests of the score share."""
 
 import sys
 import warnings
@@ -33,15 +33,8 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def classifier(digits):
-    return classifiers.train(digits)
-
-
-@pytest.fixture(scope="session")
-def classifier_file(classifier, tmp_path_factory):
-    path = tmp_path_factory.mktemp("classifier") / "clf.pt"
-    classifier.save(path)
-    return path
+def classifier(digits_classifier):
+    return classifiers.load(digits_classifier)
 
 
 @pytest.fixture(scope="session")

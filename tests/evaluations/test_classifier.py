@@ -60,10 +60,12 @@ def test_reading_does_not_depend_on_the_company(classifier, held_out):
     torch.testing.assert_close(alone, classifier.read(raw).features[:5])
 
 
-def test_a_saved_classifier_is_plain_data_and_reads_the_same(classifier, classifier_file, held_out):
-    content = torch.load(classifier_file, weights_only=True)
+def test_a_saved_classifier_is_plain_data_and_reads_the_same(digits, held_out, tmp_path):
+    classifier, path = classifiers.train(digits, steps=20), tmp_path / "clf.pt"
+    classifier.save(path)
+    content = torch.load(path, weights_only=True)
     assert set(content) == {"state", "config", "dataset_name", "accuracy", "sha256"}
-    loaded = classifiers.load(classifier_file)
+    loaded = classifiers.load(path)
     assert loaded.name == classifier.name == f"classifier:{classifier.fingerprint[:8]}"
     assert loaded.accuracy == classifier.accuracy
     raw = held_out.raw[:9]
@@ -77,9 +79,9 @@ def test_a_full_disk_names_the_classifier(classifier, tmp_path):
     assert error.value.filename == str(tmp_path / "classifier.pt") and not list(tmp_path.iterdir())
 
 
-def test_it_is_an_extractor(classifier, classifier_file, held_out):
+def test_it_is_an_extractor(classifier, digits_classifier, held_out):
     raw, reading = held_out.raw[:9], classifier.read(held_out.raw[:9])
-    extractor = open_extractor(f"classifier:{classifier_file}", torch.device("cpu"))
+    extractor = open_extractor(f"classifier:{digits_classifier}", torch.device("cpu"))
     pool, spatial = extractor(raw)
     assert pool.equal(reading.features) and spatial is None
     assert extractor.name == classifier.name and not extractor.half_distances
@@ -89,7 +91,7 @@ def test_it_is_an_extractor(classifier, classifier_file, held_out):
     assert probabilities.argmax(1).equal(reading.classes)
 
 
-def test_an_extractor_of_other_images_or_files_is_refused(classifier, classifier_file, tmp_path):
+def test_an_extractor_of_other_images_or_files_is_refused(classifier, digits_classifier, tmp_path):
     for shape in ((2, 3, 8, 8), (2, 1, 9, 8), (2, 1, 8, 16)):
         with pytest.raises(InputError, match=r"trained on images of \(1, 8, 8\)"):
             classifier(torch.zeros(shape, dtype=torch.uint8))
@@ -97,18 +99,18 @@ def test_an_extractor_of_other_images_or_files_is_refused(classifier, classifier
     for asked, words in (
         (f"classifier:{tmp_path}/absent.pt", "--extractor classifier:.*absent.pt: there is no"),
         (f"classifier:{tmp_path}/text.pt", "name another one with --extractor classifier:FILE"),
-        (f"inception:{classifier_file}", "its file is --inception-weights FILE"),
+        (f"inception:{digits_classifier}", "its file is --inception-weights FILE"),
     ):
         with pytest.raises(InputError, match=words):
             open_extractor(asked, torch.device("cpu"))
 
 
-def test_a_file_that_is_no_classifier_is_refused(tmp_path, classifier_file):
+def test_a_file_that_is_no_classifier_is_refused(tmp_path, digits_classifier):
     class Payload:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
 
-    content, whole = torch.load(classifier_file), classifier_file.read_bytes()
+    content, whole = torch.load(digits_classifier), digits_classifier.read_bytes()
     state = content["state"]
     torch.save({"state": Payload()}, tmp_path / "code.pt")
     torch.save({"model": {}}, tmp_path / "other.pt")

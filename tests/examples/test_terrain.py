@@ -2,15 +2,13 @@
 
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import torch
 
 from domains.order import Draws
 from examples import terrain
-from tests.commands import ROOT
+from tests.commands import ROOT, launched
 
 PAGE = (ROOT / "docs/new-modality.md").read_text()
 SMALL = {
@@ -25,10 +23,8 @@ def test_the_commands_of_the_page_run(tmp_path):
     commands = [shlex.split(line) for line in re.findall(r"^python (.+)$", PAGE, re.MULTILINE)]
     assert [words[1] for words in commands] == list(SMALL)
     for _, script, *words in commands:
-        words = [sys.executable, ROOT / "examples/terrain.py", script, *words]
-        words += [*SMALL[script].split(), "--device", "cpu"]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        words = [script, *words, *SMALL[script].split(), "--device", "cpu"]
+        launched("examples/terrain", *words, folder=tmp_path)
     assert (tmp_path / "sample.png").stat().st_size > 2000
     (preview,) = tmp_path.glob("results/*/samples/*.png")
     assert preview.stat().st_size > 2000

@@ -1,12 +1,11 @@
 """Sweeps whose commands run in this process, for speed."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-import domains
-from evaluations.extractors import classifier
 from experiments import runs
 from tests.commands import call
 
@@ -16,19 +15,12 @@ SHORT = ["--preset", "digits", "--max-steps", 12, "--samples", 40, "--device", "
 MODULES = {"evaluations.images": "evaluations.images.__main__"}
 
 
-@pytest.fixture(scope="session")
-def trained_classifier(tmp_path_factory):
-    file = tmp_path_factory.mktemp("classifier") / "classifier-digits.pt"
-    classifier.train_to_file(domains.build("digits"), file, min_accuracy=0.5)
-    return file
-
-
 @pytest.fixture
-def results(tmp_path, trained_classifier):
+def results(tmp_path, digits_classifier):
     """A results folder in which the classifier is trained already."""
     folder = tmp_path / "results"
     folder.mkdir()
-    (folder / trained_classifier.name).write_bytes(trained_classifier.read_bytes())
+    shutil.copy(digits_classifier, folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from runtime.config import SampleFlags
 from runtime.distributed import Ranks
 from runtime.errors import LocalError
 from sample import open_checkpoint
-from tests.commands import ROOT, refused, succeed
+from tests.commands import ROOT, launched, refused, succeed
 from tests.evaluations.lab import digits_run
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -137,12 +137,7 @@ def test_a_folder_holds_features_of_one_look(run, tmp_path):
 def test_two_processes_write_what_one_writes(run, tmp_path):
     words = ["--images", 70, "--blocks", 1, 4, "--device", "cpu", "--out"]
     succeed("evaluations.features.__main__", run, *words, tmp_path / "one")
-    job = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [sys.executable, *job, "-m", "evaluations.features", run, *map(str, words),
-         tmp_path / "two"], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    launched("evaluations.features.__main__", run, *words, tmp_path / "two", processes=2)
     for name in ("block_01.npy", "block_04.npy", "labels.npy"):
         one, two = (np.load(tmp_path / folder / name) for folder in ("one", "two"))
         assert len(one) == 70 and np.allclose(one, two, rtol=2e-3, atol=2e-3)
