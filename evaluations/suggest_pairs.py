@@ -32,8 +32,8 @@ class Flags(StudyFlags):
     probe, fitted to two thirds of some training images and tested on the rest, measures every
     block of a vanilla checkpoint, at a quarter of the training or later; pairs that the rule of
     the paper's section 3.4 allows are ranked by the gap. Among pairs within the error of the best
-    the paper's is suggested, or else the one with the deepest student. A hypothesis to train with:
-    small models gain by the gap and pay for the distance, at the paper's size it is not tested.
+    the paper's is suggested, or else the one with the deepest student. It is a hypothesis to train
+    with, not a finding.
 
     python -m evaluations.suggest_pairs results/000-SiT-Ti-2-digits
     """

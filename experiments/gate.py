@@ -14,7 +14,7 @@ import domains
 from domains.codecs import PIXELS
 from evaluations.features import Study, StudyFlags
 from evaluations.metrics import mean_interval
-from evaluations.suggest_pairs import Pair, measured, qualities
+from evaluations.suggest_pairs import WORTH, Pair, measured, qualities
 from layersync import admissible_pairs
 from runtime import checkpoint
 from runtime.distributed import Ranks
@@ -32,7 +32,7 @@ from .sweep import Experiment, Setting, sweep
 NOISE = 0.3  # share of noise in what the probed features see
 PROBED = 6000  # training images at most: two thirds to fit a probe to, the rest to test it on
 LEAST_SEEDS = 3  # an interval over two is twelve of their deviations wide
-LEAST_GAP = 0.05  # of the teacher's probe over the student's, at a quarter of the training
+GAIN = 0.01  # of vanilla's loss, that a setting has to be able to show
 
 
 def features_folder(setting: Setting) -> Path:
@@ -91,7 +91,7 @@ def judged(preset: str, results: list[tuple[Path, table.Result]]) -> dict[str, A
     return {
         "held_out_loss": losses, "minus_vanilla": over, "probes": probes, "has_gap": is_wide(gap),
         "gap": gap and gap._asdict(), "widest": best and best._asdict(),
-        "positive_control_helps": helps(over.get("positive-control")),
+        "positive_control_helps": helps(over.get("positive-control"), base),
     }  # fmt: skip
 
 
@@ -111,18 +111,20 @@ def widest(probes: Sequence[dict[str, Any]]) -> Pair | None:
 
 
 def is_wide(gap: Pair | None) -> bool | None:
-    """Whether a gap is `LEAST_GAP` or more. None: not decided, by so few images."""
-    if gap is None or abs(gap.gap - LEAST_GAP) < gap.error:
+    """Whether a gap is `WORTH` or more. None: not decided, by so few images."""
+    if gap is None or abs(gap.gap - WORTH) < gap.error:
         return None
-    return gap.gap > LEAST_GAP
+    return gap.gap > WORTH
 
 
-def helps(over: dict[str, Any] | None) -> bool | None:
+def helps(over: dict[str, Any] | None, vanilla: dict[int, float]) -> bool | None:
     """Whether the loss is below vanilla's on all of the interval over seeds. None: not decided,
-    since two seeds say nothing of their spread."""
+    since the interval holds nothing and a gain of `GAIN`, or is of two seeds."""
     if over is None or over["n"] < LEAST_SEEDS:
         return None
-    return over["high"] < 0
+    if over["high"] < 0:
+        return True
+    return False if over["low"] > -GAIN * sum(vanilla.values()) / len(vanilla) else None
 
 
 def as_text(preset: str, found: dict[str, Any]) -> str:
@@ -145,12 +147,13 @@ def as_text(preset: str, found: dict[str, Any]) -> str:
             error = f"{one['gap']:+.3f} (error {one['error']:.3f})"
             lines.append(f"{name}, {one['student']}:{one['teacher']}: {error}")
     control, gap = found["positive_control_helps"], found["has_gap"]
-    said = {True: "yes", False: "no", None: f"not decided, it takes {LEAST_SEEDS} seeds or more"}
+    said = {True: "yes", False: "no", None: "not decided"}
     return "\n".join(
         [
             *lines,
-            f"teacher better than student by {LEAST_GAP:.0%} or more: {said[gap]}",
-            f"aligning to a classifier helps, beyond the spread over seeds: {said[control]}",
+            f"teacher better than student by {WORTH:.0%} or more: {said[gap]}",
+            "aligning to a classifier helps, beyond the spread over seeds "
+            f"({LEAST_SEEDS} or more): {said[control]}",
             verdict_on(gap, control),
         ]
     )

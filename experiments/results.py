@@ -41,8 +41,9 @@ HEAD = """# Results
 
 What sweeps have measured with this code; `python -m experiments.results` makes this page of the
 files in docs/results/sweeps. Cells are mean ± standard deviation over seeds (n); differences are
-paired by seed, with 95 % intervals. "paper" is the paper's number where the row is its full-size
-run: small runs are no reproduction of it. Speed is in [docs/speed.md](docs/speed.md).
+paired by seed, with 95 % intervals. What the paper has stands in the text above a table, or in a
+column where the runs are its own: small runs are no reproduction of it. Speed is in
+[docs/speed.md](docs/speed.md).
 """
 
 

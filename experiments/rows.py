@@ -27,6 +27,15 @@ def dispersive(**paper: float) -> Run:
     return Run("dispersive", {"loss_type": "dispersive"}, paper=paper)
 
 
+def methods(paper: dict[str, dict[str, float]]) -> list[Run]:
+    """The three that the paper compares; its numbers by the rows' names."""
+    return [
+        vanilla(**paper.get("vanilla", {})),
+        dispersive(**paper.get("dispersive", {})),
+        layer_sync(paper=paper.get("layer_sync")),
+    ]
+
+
 def method(name: str, **flags: Any) -> Run:
     """Another --loss-type with its authors' settings."""
     return Run(name, {"loss_type": name, **flags})

@@ -149,7 +149,7 @@ def groups_of(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
 
 
 def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """The table's head and rows as text."""
+    """The table's head and rows as text; the last column is the paper's, if it has numbers."""
     names = names_of(results)
     paired = compared(results)
     looked = any(result.gradient_ratio is not None for result in results)
@@ -188,6 +188,8 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
         paper = published(members[0][0].record["paper"])
         label = f"{preset}-{pool}, mean over rows"
         rows.append([label, "", "", *scores, *rest[:-1], paper])
+    if not any(result.record["paper"] for result in results):
+        return head[:-1], [row[:-1] for row in rows]
     return head, rows
 
 

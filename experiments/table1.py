@@ -7,7 +7,7 @@ from functools import partial
 
 from runtime.entry import run
 
-from .rows import dispersive, layer_sync, vanilla
+from .rows import methods
 from .runs import Run
 from .sweep import Experiment, Setting, sweep
 
@@ -19,12 +19,7 @@ PAPER = {
 
 
 def runs(setting: Setting) -> list[Run]:
-    paper = PAPER.get(setting.preset, {})
-    return [
-        vanilla(**paper.get("vanilla", {})),
-        dispersive(**paper.get("dispersive", {})),
-        layer_sync(paper=paper.get("layer_sync")),
-    ]
+    return methods(PAPER.get(setting.preset, {}))
 
 
 TABLE = Experiment("table1", "Table 1: methods", ("t1-b", "t1-l", "t1-xl"), runs)

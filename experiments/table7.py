@@ -10,7 +10,7 @@ from functools import partial
 
 from runtime.entry import run
 
-from .rows import dispersive, layer_sync, vanilla
+from .rows import methods
 from .runs import Run
 from .sweep import Experiment, Setting, sweep
 
@@ -34,12 +34,7 @@ PAPER = {
 
 
 def runs(setting: Setting) -> list[Run]:
-    paper = PAPER.get(setting.preset, {})
-    return [
-        vanilla(**paper.get("vanilla", {})),
-        dispersive(**paper.get("dispersive", {})),
-        layer_sync(paper=paper.get("layer_sync")),
-    ]
+    return methods(PAPER.get(setting.preset, {}))
 
 
 TABLE = Experiment("table7", "Table 7: video", tuple(PAPER), runs)

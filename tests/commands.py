@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,9 @@ def torchrun(script: str, *arguments, processes: int) -> Result:
 
 def launch(script: str, *arguments, processes: int = 1, folder: Path = ROOT) -> Result:
     """The same by the agent that torchrun is made of, with ranks forked from a process that has
-    imported torch and done nothing else: 3 seconds where torchrun takes 20 of two cores.
+    imported torch and our commands: 3 seconds where torchrun takes 20 of two cores. The agent tells
+    the exit code of the first rank that fails alone, and forked ranks do not run `atexit`: what is
+    about either takes `torchrun`.
 
     Args:
         script: a path without ".py", or a module with a dot in its name.
@@ -89,7 +92,8 @@ def launch(script: str, *arguments, processes: int = 1, folder: Path = ROOT) -> 
         )  # fmt: skip
         words, code, failed = [str(word) for word in arguments], 0, ""
         try:
-            elastic_launch(config, _rank)(str(script), words, dict(os.environ), folder)
+            with _bounded(seconds=300):
+                elastic_launch(config, _rank)(str(script), words, dict(os.environ), folder)
         except ChildFailedError as error:
             code, failed = 1, str(error)  # torchrun's own table of exit codes
         said = {
@@ -99,14 +103,37 @@ def launch(script: str, *arguments, processes: int = 1, folder: Path = ROOT) -> 
     return Result(code, said["stdout.log"], said["stderr.log"] + failed)
 
 
+@contextmanager
+def _bounded(seconds: int) -> Iterator[None]:
+    """The agent waits for a rank that hangs for ever, and leaves its signal handlers behind."""
+
+    def late(*_):
+        raise TimeoutError(f"ranks were at work for {seconds} seconds")
+
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGALRM")
+    before = {one: signal.getsignal(one) for one in (getattr(signal, name) for name in names)}
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
 def _rank(script: str, words: list[str], env: dict[str, str], folder: Path) -> None:
     os.environ.update(env)  # the process that it was forked from began with older ones
     os.chdir(folder)
     sys.argv = [script, *words]
-    if "." in script:
-        runpy.run_module(script, run_name="__main__")
-    else:
-        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    try:
+        if "." in script:
+            runpy.run_module(script, run_name="__main__")
+        else:
+            runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    except SystemExit as end:
+        if end.code:  # else it is a return: the agent waits for one
+            raise
 
 
 def launched(script: str, *arguments, **how) -> Result:
