@@ -49,6 +49,11 @@ def program_of(line: str) -> str:
     return PROGRAM.match(line)[1]
 
 
+def bare(line: str) -> str:
+    """Without the variables that are set for it."""
+    return line[PROGRAM.match(line).start(1) :]
+
+
 def commands_of(page: Path) -> Iterator[str]:
     """Those of blocks, where one line that is a command makes all of them commands, and those
     between backticks in which nothing is left out."""
@@ -315,13 +320,13 @@ TRY = {
     "python": try_python, "torchrun": try_torchrun, "make": try_make, "pip": try_pip,
     "pytest": try_pytest, "sbatch": try_sbatch, "apt-get": leave, "git": leave, "cd": leave,
 }  # fmt: skip
-COMMANDS = list(dict.fromkeys(line for page in PAGES for line in commands_of(page)))
+COMMANDS = list(dict.fromkeys(bare(line) for page in PAGES for line in commands_of(page)))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=COMMANDS)
 def test_a_command_of_the_documentation_works(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    program, *words = shlex.split(command[PROGRAM.match(command).start(1) :])
+    program, *words = shlex.split(command)
     assert program in TRY, f"no row of TRY is for {program}"
     TRY[program](words, tmp_path)
 
