@@ -28,7 +28,8 @@ def test_the_commands_of_the_page_run(tmp_path):
         words = [script, *words, *SMALL[script].split(), "--device", "cpu"]
         if script == "sample.py":  # once as it is typed: from another folder, by a fresh Python
             words = [sys.executable, ROOT / "examples/terrain.py", *words]
-            subprocess.run(words, cwd=tmp_path, capture_output=True, check=True)
+            done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
         else:
             launched("examples/terrain", *words, folder=tmp_path)
     assert (tmp_path / "sample.png").stat().st_size > 2000

@@ -6,14 +6,14 @@ from tests.faults import command_lines, malicious_checkpoints
 
 
 def test_no_checkpoint_runs_anything_or_ends_in_more_than_a_sentence():
-    counts = malicious_checkpoints.check(cuts=4, flips=8, commands=1)
+    counts = malicious_checkpoints.check(cuts=10, flips=20, commands=1)
     assert counts["made to harm: refused in one sentence"] > 60
 
 
 def test_no_command_line_ends_in_a_traceback_or_leaves_a_file():
-    counts, failures = command_lines.check(lines=60, real=1)
+    counts, failures = command_lines.check(lines=150, real=3)
     assert not failures, failures[0]
-    assert counts["train: exit 0"] > 4, "some of them have to be right"
+    assert counts["train: exit 0"] > 10, "some of them have to be right"
 
 
 @pytest.mark.slow
