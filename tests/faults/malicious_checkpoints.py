@@ -365,17 +365,18 @@ def check(cuts: int = 100, flips: int = 200, commands: int = len(TAMPERED)) -> C
         root = Path(name)
         succeed("train", *TINY, "--results-dir", root / "good")
         (good,) = (root / "good").glob("*/checkpoints/*.pt")
-        canary = root / "canary"
-        for kind in (*KINDS, lambda make: truncated(make, cuts), lambda make: flipped(make, flips)):
-            folder = root / f"bad{len(list(root.iterdir()))}"
-            folder.mkdir()
-            kind(Maker(good, folder, canary))
-            read = list(outcomes(folder, canary))
-            assert len(read) == len(list(folder.iterdir()))
-            for outcome in read:
-                counts[judged(outcome)] += 1
+        bad, canary = root / "bad", root / "canary"
+        bad.mkdir()
+        make = Maker(good, bad, canary)
+        for kind in KINDS:
+            kind(make)
+        truncated(make, cuts)
+        flipped(make, flips)
+        for outcome in outcomes(bad, canary):
+            counts[judged(outcome)] += 1
+        assert counts.total() == len(list(bad.iterdir()))
         for name in TAMPERED[:commands]:
-            (path,) = root.glob(f"bad*/{name}.pt")
+            path = make.path(name)
             for script, *flags in (
                 ("sample", "ODE", "--ckpt", path, "--out", root / "out.png"),
                 ("train", *TINY, "--fine-tune", "--ckpt", path, "--results-dir", root / "runs"),
