@@ -38,8 +38,8 @@ class Flags:
     it leaves their band.
 
     The band is the mean of the reference's seeds, 2 deviations or 2 % to either side. What is
-    called outside is the mean over the last three quarters of the steps that both have. Runs on
-    other data are refused; what else differs is said.
+    judged is the mean distance from it over the last three quarters of the steps that both have.
+    Runs on other data are refused; what else differs is said.
 
     python -m experiments.compare_run RUN --against digits-vanilla
     python -m experiments.compare_run RUN --against results/000-SiT-Ti-4-a results/001-SiT-Ti-4-b
@@ -66,15 +66,12 @@ class Band(NamedTuple):
     mean: np.ndarray
     half: np.ndarray  # half its width
 
-    def outside(self, curve: Curve) -> float | None:
-        """How far a curve is from the mean, in half widths: its mean over the later steps; None
-        where they have none in common."""
+    def distances(self, curve: Curve) -> np.ndarray:
+        """Of a curve from the mean, in half widths, at the later steps that both have."""
         steps = np.array([s for s in curve if self.later <= s <= self.steps[-1]])
-        if not len(steps):
-            return None
         values = np.array([curve[step] for step in steps.tolist()])
         mean, half = (np.interp(steps, self.steps, of) for of in (self.mean, self.half))
-        return float(((values - mean) / half).mean())
+        return (values - mean) / half
 
     @property
     def later(self) -> float:
@@ -200,23 +197,27 @@ def band_of(runs: Sequence[Result | Seen], name: str) -> Band | None:
 def as_text(bands: dict[str, Band], curves: dict[str, Curve], seeds: int) -> str:
     rows = []
     for name, band in bands.items():
-        outside, last = band.outside(curves[name]), max(curves[name])
+        last = max(curves[name])
         reference = float(np.interp(last, band.steps, band.mean))
         value = curves[name][last]
         rows.append([
             name, str(last), f"{value:.4g}", f"{reference:.4g}",
-            f"{value - reference:+.2g}", verdict(outside),
+            f"{value - reference:+.2g}", verdict(band.distances(curves[name])),
         ])  # fmt: skip
     head = ["", "step", "here", f"mean of {seeds}", "here minus it", "band"]
     return columns(head, rows)
 
 
-def verdict(outside: float | None) -> str:
-    if outside is None:
+def verdict(distances: np.ndarray) -> str:
+    """By their mean size, for a curve that crosses the band is not within it."""
+    if not len(distances):
         return "too early to tell"
-    if abs(outside) <= 1:
+    away, mean = np.abs(distances).mean(), distances.mean()
+    if away <= 1:
         return "within"
-    return f"{abs(outside):.1f} half widths {'above' if outside > 0 else 'below'}"
+    if abs(mean) < away / 2:
+        return f"{away:.1f} half widths off, above and below"
+    return f"{away:.1f} half widths {'above' if mean > 0 else 'below'}"
 
 
 def draw(

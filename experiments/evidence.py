@@ -92,7 +92,8 @@ def verdict(folders: list[Path], out: Path) -> None:
         found[preset] = judged(steps, seeds, learned, own[0][1].record["pair"])
         draw(found[preset], out / f"{preset}.png")
         print(f"{as_text(preset, found[preset])}\n{out / f'{preset}.png'}")
-    write_json(out / "evidence.json", found)
+    if found:  # else what was judged before stays
+        write_json(out / "evidence.json", found)
 
 
 def collected(
@@ -145,27 +146,22 @@ def judged(
 ) -> dict[str, Any]:
     """What evidence.json says of a preset, plain data.
 
-    Equal steps are the last ones. At equal score every run of a seed is looked at where it first
-    has the final loss of the slowest of that seed: where only vanilla is slow, its final loss.
+    Equal steps are the last ones. At equal score a run and vanilla's of its seed are looked at
+    where each first has the final loss of the slower of the two.
     """
     base = learned[BASELINE]
-    finals = np.array([one.curves[:, -1] for one in learned.values()])  # (methods, seeds)
-    targets = finals.max(0)
-    methods = {name: judged_method(steps, one, base, targets) for name, one in learned.items()}
+    methods = {name: judged_method(steps, one, base) for name, one in learned.items()}
     images = base.losses.shape[-1]
     head, rows = cells(steps, methods)
     found = {"pair": list(pair), "steps": steps, "seeds": seeds, "images": images}
     return {**found, "methods": methods, "table": {"head": head, "rows": rows}}
 
 
-def judged_method(
-    steps: list[int], own: Learned, base: Learned, targets: np.ndarray
-) -> dict[str, Any]:
+def judged_method(steps: list[int], own: Learned, base: Learned) -> dict[str, Any]:
     def over(values: np.ndarray) -> dict[str, Any]:
         return mean_interval(values.tolist())._asdict()
 
-    at = [crossing(steps, *both) for both in zip(own.curves, targets, strict=True)]
-    equal = [between(steps, *both) for both in zip(own.probes, at, strict=True)]
+    targets = np.maximum(own.curves[:, -1], base.curves[:, -1])
     student, teacher = own.pair
     mean, vanilla_mean = own.curves.mean(0), base.curves.mean(0)
     return {
@@ -178,7 +174,9 @@ def judged_method(
         "has_vanillas_final_loss_at": crossing(steps, mean, vanilla_mean[-1]),
         "vanilla_has_its_final_loss_at": crossing(steps, vanilla_mean, mean[-1]),
         "equal_steps": probed(own.probes[:, -1]),
-        "equal_score": {"steps": at, **probed(np.array(equal))},
+        "equal_score": {
+            **probed_at(steps, own, targets), "vanilla": probed_at(steps, base, targets)
+        },
         "teacher_minus_student": (
             own.probes[:, :, teacher - 1] - own.probes[:, :, student - 1]
         ).tolist(),
@@ -189,9 +187,14 @@ def judged_method(
     }  # fmt: skip
 
 
-def between(steps: Sequence[int], probes: np.ndarray, step: float) -> np.ndarray:
-    """(S, blocks) -> (blocks,): on straight lines between the checkpoints."""
-    return np.array([np.interp(step, steps, of_block) for of_block in probes.T])
+def probed_at(steps: Sequence[int], own: Learned, targets: np.ndarray) -> dict[str, Any]:
+    """Where every seed first has its target, on straight lines between the checkpoints."""
+    at = [crossing(steps, *both) for both in zip(own.curves, targets, strict=True)]
+    probes = [
+        [np.interp(step, steps, of_block) for of_block in of_seed.T]
+        for step, of_seed in zip(at, own.probes, strict=True)
+    ]
+    return {"steps": at, **probed(np.array(probes))}
 
 
 def probed(probes: np.ndarray) -> dict[str, Any]:
@@ -214,8 +217,10 @@ def cells(steps: Sequence[int], methods: dict[str, Any]) -> tuple[list[str], lis
         "speed-up by that, 95 % bootstrap": times,
         "time of a step over vanilla's, roughly": lambda one: f"{one['cost_of_a_step']:.2f}",
         "gradient ratio, mean over the run": gradient_ratio,
-        "probes' mean minus vanilla's, equal steps, points": partial(lead, base, "equal_steps"),
-        "the same, equal loss": partial(lead, base, "equal_score"),
+        "probes' mean minus vanilla's, equal steps, points": lambda one: lead(
+            one["equal_steps"], base["equal_steps"]
+        ),
+        "the same, equal loss": lambda one: lead(one["equal_score"], one["equal_score"]["vanilla"]),
     }
     own: dict[str, Shown] = {
         "probes' mean, equal steps": lambda one: accuracy(one["equal_steps"]["mean"]),
@@ -249,9 +254,9 @@ def difference(found: dict[str, Any], digits: int = 4) -> str:
     return f"{mean:+.{digits}f}{interval}"
 
 
-def lead(base: dict[str, Any], where: str, one: dict[str, Any]) -> str:
+def lead(own: dict[str, Any], base: dict[str, Any]) -> str:
     """Of a method's probes over vanilla's, paired by seed."""
-    of_seeds, of_base = (np.mean(each[where]["probe"], 1) for each in (one, base))
+    of_seeds, of_base = (np.mean(each["probe"], 1) for each in (own, base))
     return difference(mean_interval((100 * (of_seeds - of_base)).tolist())._asdict(), digits=1)
 
 
@@ -317,21 +322,21 @@ def draw(found: dict[str, Any], path: Path) -> None:
         if name != BASELINE:
             lines(relative, steps, 100 * (curves / base - 1), color)
             lines(by_t, range(4), 100 * np.array(one["relative_by_t"]), color, marker="o")
+            over = np.subtract(one["equal_score"]["probe"], one["equal_score"]["vanilla"]["probe"])
+            lines(equal_score, blocks, 100 * over, color)
             if step := one["has_vanillas_final_loss_at"]:
                 loss.plot(step, target, "v", color=color, markersize=9)
         lines(equal_steps, blocks, 100 * np.array(one["equal_steps"]["probe"]), color)
-        lines(equal_score, blocks, 100 * np.array(one["equal_score"]["probe"]), color)
         lines(dropped, blocks, np.array(one["without_each_block"]), color)
     loss.axhline(target, color=COLORS[BASELINE], linestyle=":", linewidth=1)
-    for axis in (relative, by_t):
+    for axis in (relative, by_t, equal_score):
         axis.axhline(0, color=COLORS[BASELINE], linewidth=1)
     loss.set(title="held-out loss; ▼ has vanilla's final one", yscale="log")
     relative.set(title="held-out loss over vanilla's, equal steps", ylabel="%")
     by_t.set(title="the same at the end, by quarter of t", ylabel="%", xticks=range(4))
     by_t.set_xticklabels(name.replace(" (", "\n(") for name in QUARTERS)
     equal_steps.set(title="ridge probe, equal steps", ylabel="accuracy, %")
-    equal_score.set(title="ridge probe, equal held-out loss", ylabel="accuracy, %")
-    equal_score.sharey(equal_steps)
+    equal_score.set(title="ridge probe over vanilla's, equal held-out loss", ylabel="points")
     dropped.set(title="more held-out loss without a block", yscale="log")
     for axis in (loss, relative):
         axis.set_xlabel("step")

@@ -3,6 +3,7 @@
 python -m experiments.gate --preset fashion-mnist-s --max-steps 1000 --seeds 0 1 2
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -89,19 +90,22 @@ def judged(preset: str, results: list[tuple[Path, table.Result]]) -> dict[str, A
     pair = results[0][1].record["pair"]
     gap, best = (gap_of(*pair, probes), widest(probes)) if probes else (None, None)
     return {
-        "held_out_loss": losses, "minus_vanilla": over, "probes": probes, "has_gap": is_wide(gap),
+        "held_out_loss": losses, "minus_vanilla": over, "probes": probes,
+        "has_gap": is_wide(gap, len(probes)),
         "gap": gap and gap._asdict(), "widest": best and best._asdict(),
         "positive_control_helps": helps(over.get("positive-control"), base),
     }  # fmt: skip
 
 
 def gap_of(student: int, teacher: int, probes: Sequence[dict[str, Any]]) -> Pair:
-    """How much better the teacher reads the classes than the student: the mean over seeds, and two
-    standard errors of it, which the number of tested images leaves open."""
+    """How much better the teacher reads the classes than the student: the mean over seeds, and half
+    of its 95 % interval. Both the seeds and the tested images, which every seed has the same of,
+    leave it open."""
     of_seeds = [measured(student, teacher, one["blocks"], one["tested"]) for one in probes]
-    gap = sum(one.gap for one in of_seeds) / len(probes)
-    error = sum(one.error**2 for one in of_seeds) ** 0.5 / len(probes)
-    return Pair(student, teacher, gap, error)
+    over = mean_interval([one.gap for one in of_seeds])
+    by_seeds = 0.0 if over.high is None else over.high - over.mean
+    by_images = sum(one.error for one in of_seeds) / len(of_seeds)
+    return Pair(student, teacher, over.mean, math.hypot(by_seeds, by_images))
 
 
 def widest(probes: Sequence[dict[str, Any]]) -> Pair | None:
@@ -110,9 +114,9 @@ def widest(probes: Sequence[dict[str, Any]]) -> Pair | None:
     return max((gap_of(*one, probes) for one in allowed), key=lambda one: one.gap, default=None)
 
 
-def is_wide(gap: Pair | None) -> bool | None:
-    """Whether a gap is `WORTH` or more. None: not decided, by so few images."""
-    if gap is None or abs(gap.gap - WORTH) < gap.error:
+def is_wide(gap: Pair | None, seeds: int) -> bool | None:
+    """Whether a gap is `WORTH` or more. None: not decided, by so few images and seeds."""
+    if gap is None or seeds < LEAST_SEEDS or abs(gap.gap - WORTH) < gap.error:
         return None
     return gap.gap > WORTH
 
@@ -144,16 +148,16 @@ def as_text(preset: str, found: dict[str, Any]) -> str:
         lines.append(f"probes of {probe['run']} at step {probe['step']}: {blocks}; gap {gap:+.3f}")
     for name, key in (("the pair", "gap"), ("the widest gap of allowed pairs", "widest")):
         if one := found[key]:
-            error = f"{one['gap']:+.3f} (error {one['error']:.3f})"
-            lines.append(f"{name}, {one['student']}:{one['teacher']}: {error}")
+            value = f"{one['gap']:+.3f} ± {one['error']:.3f}"
+            lines.append(f"{name}, {one['student']}:{one['teacher']}: {value}")
     control, gap = found["positive_control_helps"], found["has_gap"]
     said = {True: "yes", False: "no", None: "not decided"}
     return "\n".join(
         [
             *lines,
-            f"teacher better than student by {WORTH:.0%} or more: {said[gap]}",
-            "aligning to a classifier helps, beyond the spread over seeds "
-            f"({LEAST_SEEDS} or more): {said[control]}",
+            f"teacher better than student by {WORTH:.0%} or more, beyond the spread over seeds "
+            f"({LEAST_SEEDS} or more) and images: {said[gap]}",
+            f"aligning to a classifier helps, beyond the spread over seeds: {said[control]}",
             verdict_on(gap, control),
         ]
     )

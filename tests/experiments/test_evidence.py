@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import evidence
+from experiments.table import Result
+from runtime.files import write_json
 from tests.commands import refused, succeed
 from tests.experiments.conftest import TINY
 
@@ -45,11 +47,16 @@ def test_at_equal_score_a_faster_run_is_looked_at_earlier():
         vanilla=learned([8.0, 6, 4, 2], knows), layer_sync=learned([6.0, 4, 2, 1], knows + 1)
     )
     assert found["layer_sync"]["equal_score"]["steps"] == pytest.approx([30, 30])
-    steps, score = (
-        [found[name][where]["mean"]["mean"] for name in ("layer_sync", "vanilla")]
-        for where in ("equal_steps", "equal_score")
-    )
-    assert steps[0] - steps[1] == 1 and score[0] == pytest.approx(score[1])
+    ours, base = found["layer_sync"], found["vanilla"]
+    assert evidence.lead(ours["equal_steps"], base["equal_steps"]).startswith("+100.0")
+    assert evidence.lead(ours["equal_score"], ours["equal_score"]["vanilla"]).startswith("+0.0")
+
+
+def test_a_method_is_compared_with_vanilla_alone_whatever_else_was_run():
+    fast, slow = learned([6.0, 4, 2, 1]), learned([9.0, 8, 7, 6])
+    base = learned([8.0, 6, 4, 2])
+    alone = judged(vanilla=base, layer_sync=fast)["layer_sync"]
+    assert judged(vanilla=base, layer_sync=fast, dispersive=slow)["layer_sync"] == alone
 
 
 def test_the_whole_command_on_tiny_runs(results, here):
@@ -79,6 +86,17 @@ def test_the_whole_command_on_tiny_runs(results, here):
     succeed("experiments.results", "--results", results / "sweeps", "--out", page)
     assert "|  | vanilla | layer_sync | dispersive | layer_sync-first |" in page.read_text()
     assert "| speed-up by that, 95 % bootstrap | - |" in page.read_text()
+
+
+def test_rows_without_vanilla_leave_what_was_judged_before(tmp_path, capsys, monkeypatch):
+    write_json(tmp_path / "evidence.json", {"digits": "judged"})
+    record = dict(preset="digits", name="digits-layer_sync", seed=0, index=0, flags={}, pair=[1, 2])
+    log = [{"images_per_second": 1.0}]
+    monkeypatch.setattr(evidence.table, "read_run", lambda _: Result(record, {}, {}, log))
+    write_json(tmp_path / "progress.json", {"checkpoints": [], "dropped": []})
+    evidence.verdict([tmp_path], tmp_path)
+    assert "no seed is finished for all methods yet, vanilla among them" in capsys.readouterr().out
+    assert json.loads((tmp_path / "evidence.json").read_text()) == {"digits": "judged"}
 
 
 def test_it_is_planned_where_the_data_are_not(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,6 +137,19 @@ def test_a_run_is_within_its_band_or_a_number_outside(results, tmp_path, scale, 
     line = next(line for line in said.splitlines() if line.startswith("loss"))
     assert says in line and f"{(scale - 1) * falling(1000):+.2g}" in line
     assert (tmp_path / "c.png").stat().st_size > 5000
+
+
+def test_a_curve_that_crosses_the_band_is_not_within_it():
+    steps = np.arange(1, 101)
+    band = compare_run.Band(steps, np.ones(100), np.full(100, 0.1))
+
+    def said(*off):
+        return compare_run.verdict(band.distances(dict(zip(steps.tolist(), off, strict=True))))
+
+    assert said(*[1.0] * 100) == said(*[1.05, 0.95] * 50) == "within"
+    assert said(*[1.5, 0.5] * 50) == "5.0 half widths off, above and below"
+    assert said(*[1.5] * 100) == "5.0 half widths above"
+    assert said(*[0.5] * 100) == "5.0 half widths below"
 
 
 def own_run(folder, scale=1.0, **args):
