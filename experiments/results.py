@@ -4,7 +4,8 @@ python -m experiments.results
 """
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import atomic_write
 
-from .publish import FOLDER, Published, load
+from .publish import FOLDER, TRAINING, Published, flags_of, load
 from .rows import layer_sync, vanilla
 from .runs import ROOT
 from .table import (
@@ -35,6 +36,7 @@ PAGE = ROOT / "RESULTS.md"
 DISTANCE = re.compile(r"fd_|fad|F[IAV]D$|Frechet")
 ABOUT_SUMMARY = """
 Every interval is one of many: of twenty without any effect one is expected to leave out zero.
+Runs that several sweeps have made stand here once, as they were scored by the most samples.
 Sweeps of pairs, weights and depths have no row here; theirs are below.
 """
 HEAD = """# Results
@@ -69,8 +71,9 @@ def main() -> None:
 
 def summary(found: dict[str, Published]) -> str:
     """LayerSync beside vanilla, in every preset of a sweep that has both: the loss on held-out data
-    and the Frechet distance of samples, of which less is better."""
-    rows = []
+    and the Frechet distance of samples, of which less is better. Runs that several sweeps have
+    made are shown once, as they were scored by the most samples."""
+    told: dict[Hashable, tuple[int, list[list[str]]]] = {}
     for name, one in found.items():
         groups = groups_of(one.results)
         several = len({result.record["preset"] for result in one.results}) > 1
@@ -79,14 +82,33 @@ def summary(found: dict[str, Published]) -> str:
             base = groups.get((experiment, f"{preset}-{vanilla().name}"))
             if row != f"{preset}-{layer_sync().name}" or not base:
                 continue
+            rows = []
             for score in (compared(base), *distances_in(base)):
                 values = [spread(values_of(runs, score)) for runs in (base, ours)]
                 gap, said = difference(ours, base, score), decided(ours, base, score)
                 label = f"[{name}](#{name})" + (f", {preset}" if several else "")
                 rows.append([label, score, *values, gap, said])
+            samples, before = samples_of(ours[0]), told.get(trained_as(ours))
+            if before is None or samples > before[0]:
+                told[trained_as(ours)] = samples, rows
+    rows = [row for _, rows in told.values() for row in rows]
     head = ["", "score, less is better", "vanilla", "LayerSync"]
     head += ["difference, 95 % interval", "LayerSync"]
     return "## At a glance\n\n" + markdown(head, rows) + ABOUT_SUMMARY
+
+
+def trained_as(runs: Sequence[Result]) -> Hashable:
+    """Equal for the runs of two sweeps where these are the same ones, made twice."""
+    flags = flags_of(runs[0].record)
+    told = {name: repr(flags.get(name)) for name in TRAINING | {"max_steps"}}
+    return runs[0].record["name"], *(run.record["seed"] for run in runs), frozenset(told.items())
+
+
+def samples_of(one: Result) -> int:
+    """How many it was scored by; 0: nothing says so."""
+    words = [word for command in one.record["commands"] for word in shlex.split(command)]
+    asked = "--num-fid-samples"
+    return int(words[words.index(asked) + 1]) if asked in words else 0
 
 
 def distances_in(results: Sequence[Result]) -> list[str]:

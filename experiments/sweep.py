@@ -181,7 +181,7 @@ def check(flags: SweepFlags) -> None:
 
 
 def chosen_rows(rows: Sequence[Run], names: Sequence[str]) -> list[tuple[int, Run]]:
-    """With their numbers in the whole table.
+    """With their numbers in the whole table; those that were picked are nobody's random pairs.
 
     Raises:
         InputError: there is no such row.
@@ -189,7 +189,10 @@ def chosen_rows(rows: Sequence[Run], names: Sequence[str]) -> list[tuple[int, Ru
     there = [row.name for row in rows]
     if unknown := [name for name in names if name not in there]:
         raise InputError(f"--rows {unknown[0]}: choose from {', '.join(there)}")
-    return [(index, row) for index, row in enumerate(rows) if not names or row.name in names]
+    if not names:
+        return list(enumerate(rows))
+    picked = [(index, row) for index, row in enumerate(rows) if row.name in names]
+    return [(index, dataclasses.replace(row, pool=None)) for index, row in picked]
 
 
 def shared_words(preset: str, flags: SweepFlags, more: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -62,23 +63,47 @@ def test_the_page_has_every_figure_with_its_spread_and_command(results, tmp_path
     ],
 )  # fmt: skip
 def test_at_a_glance_says_no_more_than_the_interval_over_seeds(results, tmp_path, losses, said):
-    content = json.loads((results / "table6.json").read_text())
+    beside_vanilla(results / "table6.json", losses)
+    (row,) = at_a_glance(results, tmp_path, "table6")
+    assert row.endswith(f"| {said} |")
+
+
+def beside_vanilla(path, losses, *command):
+    """A seed of LayerSync for each loss in a published file, beside vanilla's."""
+    content = json.loads(path.read_text())
     first = content["runs"][0]
+    commands = [*first["record"]["commands"], *command]
     rows = {"vanilla": (0.8, 0.81, 0.79)[: len(losses)], "layer_sync": losses}
     content["runs"] = [
         first | dict(
-            record=first["record"] | dict(name=f"digits-{name}", index=index, seed=seed),
+            record=first["record"] | dict(
+                name=f"digits-{name}", index=index, seed=seed, commands=commands
+            ),
             scores={"held-out loss, ema": loss},
         )
         for index, (name, of) in enumerate(rows.items())
         for seed, loss in enumerate(of)
     ]  # fmt: skip
-    write_json(results / "table6.json", content)
-    succeed("experiments.results", "--results", results, "--out", tmp_path / "RESULTS.md")
-    (row,) = re.findall(
-        r"^\| \[table6\]\(#table6\) .*$", (tmp_path / "RESULTS.md").read_text(), re.M
-    )
-    assert row.endswith(f"| {said} |")
+    write_json(path, content)
+
+
+def at_a_glance(results, folder, name):
+    page = folder / "RESULTS.md"
+    succeed("experiments.results", "--results", results, "--out", page)
+    return re.findall(rf"^\| \[{name}\]\(#{name}\) .*$", page.read_text(), re.M)
+
+
+def test_runs_that_two_sweeps_made_are_shown_once_as_scored_by_the_most_samples(results, tmp_path):
+    for name in ("gate", "other", "rivals"):
+        shutil.copy(results / "table6.json", results / f"{name}.json")
+    scored = "python sample_ddp.py ODE --num-fid-samples"
+    beside_vanilla(results / "gate.json", (0.7, 0.71), f"{scored} 300")
+    beside_vanilla(results / "rivals.json", (0.7, 0.71), f"{scored} 10000")
+    beside_vanilla(results / "table6.json", (0.7, 0.71), f"{scored} 40")
+    beside_vanilla(results / "other.json", (0.7, 0.71, 0.72), f"{scored} 40")  # a seed more
+    shown = {one: at_a_glance(results, tmp_path, one) for one in ("gate", "rivals", "table6")}
+    assert [len(rows) for rows in shown.values()] == [0, 1, 0]
+    assert len(at_a_glance(results, tmp_path, "other")) == 1
 
 
 def test_runs_are_paired_within_their_preset(results, tmp_path):

@@ -22,7 +22,7 @@ from evaluations import heldout, progress
 from evaluations.images import __main__ as images
 from evaluations.motion import __main__ as motion
 from experiments import runs
-from experiments.sweep import Experiment
+from experiments.sweep import Experiment, chosen_rows
 from methods import features
 from runtime import config
 from runtime.presets import PRESETS
@@ -189,6 +189,12 @@ def test_some_rows_of_a_table_are_those_of_the_whole(results):
     table = succeed("experiments.table6", *words).out.splitlines()
     some = succeed("experiments.table6", *words, "--rows", "vanilla", "weight-0.5").out.splitlines()
     assert sum("train.py" in line for line in some) == 2 and set(some) < set(table)
+
+
+def test_rows_that_were_picked_are_not_averaged_as_random_ones():
+    drawn = [runs.Run("vanilla", {}), *(runs.Run(f"pair-{n}", {}, pool="drawn") for n in range(3))]
+    assert [row.pool for _, row in chosen_rows(drawn, ())] == [None, "drawn", "drawn", "drawn"]
+    assert chosen_rows(drawn, ("pair-1",)) == [(2, runs.Run("pair-1", {}))]
 
 
 def test_a_row_that_cannot_train_is_refused_before_the_others_do(results, here):
