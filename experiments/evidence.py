@@ -346,8 +346,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
     for axis in (equal_steps, equal_score, dropped):
         axis.set(xlabel="block; dotted: student and teacher", xticks=blocks[1::2])
-        for block in found["pair"]:
-            axis.axvline(block, color=COLORS["layer_sync"], linestyle=":", linewidth=1)
+        for name, one in methods.items():
+            for block in one["pair"] if name.startswith(layer_sync().name) else ():
+                axis.axvline(block, color=COLORS[name], linestyle=":", linewidth=1)
     handles = [loss.plot([], [], color=COLORS[name], linewidth=2)[0] for name in methods]
     figure.legend(handles, list(methods), loc="outside lower center", ncols=len(methods))
     pages.save(figure, path)
