@@ -151,13 +151,13 @@ class Opened(NamedTuple):
 
 
 def open_checkpoint(
-    flags: SampleFlags, device: torch.device, *, of_pictures: bool = False, reads_data: bool = False
+    flags: SampleFlags, device: torch.device, *, of_captions: bool = True, reads_data: bool = False
 ) -> Opened:
     """Read --ckpt and build its network, transport and domain; flags that name another
     architecture than the file's are refused.
 
     Args:
-        of_pictures: refuse models of sound and motion.
+        of_captions: False refuses models of motion and video that are conditioned on texts.
         reads_data: the caller reads the data set, see `with_data`.
 
     Raises:
@@ -199,8 +199,11 @@ def open_checkpoint(
             raise InputError(f"--model {flags.model}, but {found.path} has {stored}")
     with asked_of_user(about="--skip-blocks"):
         model.skip_blocks(flags.skip_blocks)
-    if of_pictures and not domain.has_pictures:
-        raise InputError(f"{found.path} is a model of {domain.name}: this command is for pictures")
+    if not of_captions and domain.text_encoder is not None:
+        raise InputError(
+            f"{found.path} is a model of {domain.name}: this command is for pictures, video and "
+            "music without captions"
+        )
     domain.codec.to(device)
     check_codec(flags, found, domain)
     precision = precision_of(flags, device)

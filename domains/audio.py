@@ -147,6 +147,10 @@ class AudioDomain(Domain):
             return self.asked_classes
         return len(self.source.vocabulary)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.vocabulary
+
     def train_set(self, *, augment: bool = True) -> Crops:
         return self.crops(self.train_tracks)
 

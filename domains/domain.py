@@ -103,6 +103,11 @@ class Domain(ABC):
         """Classes the model is conditioned on; 0: unconditional. Opens the data if it must."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the data, which it opens; (): they have no classes, or no names of them."""
+        return ()
+
+    @property
     def stored_in(self) -> str | None:
         """What a person calls the folder whose latents stand in for samples; None: there are
         samples."""

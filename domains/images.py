@@ -143,6 +143,10 @@ class ImageDomain(Domain):
             )
         return len(names)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train_source.class_names or ()
+
     @cached_property
     def codec(self) -> Codec:
         if self.vae == PIXELS:

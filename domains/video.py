@@ -435,7 +435,11 @@ class VideoDomain(ClipDomain):
     def num_classes(self) -> int:
         if self.asked_classes is not None:
             return self.asked_classes
-        return len(self.train_source.class_names or ())
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train_source.class_names or ()
 
     @cached_property
     def train_source(self) -> ClipSource:

@@ -64,6 +64,11 @@ def probed(study: Study, flags: ProbeFlags) -> dict[str, Any]:
     if not 0 < flags.probe_lr < 1e6:
         raise InputError(f"--probe-lr {flags.probe_lr}: give a number above 0")
     classes = len(study.class_names())
+    if study.domain.multi_label:
+        raise InputError(
+            f"samples of {study.domain.name} have several labels, and these probes are of classes: "
+            "evaluations.suggest_pairs reads them, by ridge regression"
+        )
     mirrored = [False, True] if flags.mirror and study.domain.hflip else [False]
     study.images(held_out=True)  # refused before the training images are looked at
     views = [study.pooled(held_out=False, most=flags.images, mirrored=one) for one in mirrored]

@@ -16,6 +16,7 @@ from domains import Batch
 from domains.reading import read
 from evaluations import pages
 from evaluations.features import Study, StudyFlags, Subject
+from evaluations.features.study import check_pictures
 from runtime import distributed
 from runtime.config import checked
 from runtime.entry import run, speaks
@@ -50,6 +51,7 @@ def main() -> None:
     if ranks.size > 1:
         raise InputError("evaluations.maps runs in one process: start it without torchrun")
     studies = [Study(flags, ranks)]
+    check_pictures(studies[0].subject)
     if flags.compare:
         studies.append(studies[0].beside(flags.compare))
     for path in draw(studies, flags):

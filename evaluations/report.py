@@ -16,7 +16,7 @@ import tyro
 from evaluations import maps, pages, similarity
 from evaluations.classification import ProbeFlags, probed
 from evaluations.features import Study, StudyFlags
-from evaluations.features.study import ENCODER
+from evaluations.features.study import ENCODER, check_pictures
 from evaluations.segmentation import __main__ as segmentation
 from evaluations.segmentation.__main__ import SegmentationFlags
 from runtime import distributed
@@ -69,6 +69,7 @@ def main() -> None:
     if flags.masks:
         segmentation.check(flags)
     studies = [Study(flags, ranks)]
+    check_pictures(studies[0].subject)
     folder = studies[0].folder
     if flags.against:
         own = folder / "against" if flags.out else None

@@ -194,7 +194,7 @@ def check_labeled(setting: Setting) -> None:
     Raises:
         InputError: data without a held-out part, or without classes that a probe could read.
     """
-    domain = domains.build(setting.dataset, vae=PIXELS, data_path=setting.data_path)
+    domain = domains.build(setting.dataset, vae=PIXELS, data_path=setting.samples_path)
     domain.held_out_set()
     if domain.num_classes < 2:
         raise InputError(f"probes read classes, and {domain.name} has none")

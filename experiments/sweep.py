@@ -75,6 +75,7 @@ class Setting(NamedTuple):
     preset: str
     dataset: str
     data_path: str | None
+    samples_path: str | None  # of the samples themselves, where data_path holds latents, too
     results: Path
     depth: int
     steps: int
@@ -130,7 +131,7 @@ def sweep(experiment: Experiment) -> None:
         config = flags_of.parse(TrainConfig, PRESETS, shared)
         scoring, prepared = scoring_of(config, flags)
         preparations |= {step.output: step for step in prepared}
-        setting = setting_of(preset, config, flags.results)
+        setting = setting_of(preset, config, scoring, flags.results)
         if note := slow_ema(config.ema_decay, config.max_steps):
             notes.append(f"{note} (behind a lone --)")
         settings.append(setting)
@@ -205,14 +206,14 @@ def device_words(flags: SweepFlags) -> list[str]:
     return [] if flags.device == "auto" else ["--device", flags.device]
 
 
-def setting_of(preset: str, config: TrainConfig, results: Path) -> Setting:
+def setting_of(preset: str, config: TrainConfig, scoring: Scoring, results: Path) -> Setting:
     with asked_of_user():
         size = size_of(config)
         depth = size["depth"]
         student, teacher = default_pair(depth)
     return Setting(
-        preset, config.dataset_name, config.data_path, results, depth, config.max_steps,
-        config.encoder_depth or student, config.gt_encoder_depth or teacher,
+        preset, config.dataset_name, config.data_path, scoring.folder(config), results, depth,
+        config.max_steps, config.encoder_depth or student, config.gt_encoder_depth or teacher,
         default_weight(depth) if config.reg_weight is None else config.reg_weight,
         config.num_classes != 0, size.get("hidden_size"), size.get("num_heads"),
     )  # fmt: skip
@@ -280,7 +281,10 @@ def planned(
     check_flags(flags_of.parse(TrainConfig, PRESETS, train[1:]))  # before days of the other rows
     held_out = folder / "heldout.json"
     heldout = ["-m", "evaluations.heldout", str(ckpt), "--out", str(held_out)]
-    common = [*data_words(config.data_path), *device_words(flags)]
+    common, real = (
+        [*data_words(path), *device_words(flags)]
+        for path in (setting.data_path, setting.samples_path)
+    )
     steps += [
         Step("train", spread(train, flags.gpus_per_run), ckpt),
         Step("heldout", [*heldout, *common], held_out),
@@ -297,7 +301,7 @@ def planned(
         ]
     for measure, words in experiment.measures.items():
         out = folder / f"{measure}.json"
-        steps.append(Step(measure, [*words, str(trained.parent), "--out", str(out), *common], out))
+        steps.append(Step(measure, [*words, str(trained.parent), "--out", str(out), *real], out))
     record = {
         "experiment": experiment.name, "reproduces": experiment.title, "preset": setting.preset,
         "name": name, "index": index, "seed": run.seed, "flags": run.flags,

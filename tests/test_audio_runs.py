@@ -8,6 +8,10 @@ import torch
 
 pytest.importorskip("av")
 
+from evaluations.features import Study, StudyFlags
+from evaluations.suggest_pairs import qualities
+from models import SiT
+from runtime.distributed import Ranks
 from tests.commands import assert_same_state, checkpoint_of, launched, refused, succeed
 from tests.domains.music import save_oobleck, write_bands, write_jamendo
 
@@ -81,6 +85,51 @@ def test_the_held_out_loss_is_measured_on_music(run, flags):
     path = dict(zip(flags, flags[1:], strict=False))["--data-path"]
     words = [run, "--data-path", path, "--device", "cpu"]
     assert "2 held-out images of mtg-jamendo" in succeed("evaluations.heldout", *words).out
+
+
+def test_blocks_are_looked_at_on_music_as_on_pictures(run, flags, bands, tmp_path):
+    root = dict(zip(flags, flags[1:], strict=False))["--data-path"]
+    words = [run, "--data-path", root, "--device", "cpu", "--out", tmp_path]
+    succeed("evaluations.features.__main__", *words, "--pool", "none")
+    labels, tokens = np.load(tmp_path / "labels.npy"), np.load(tmp_path / "block_04.npy")
+    assert labels.tolist() == [[0, 1, 0, 1], [0, 0, 1, 0], [1, 0, 0, 0]]  # sorted tags
+    assert tokens.shape == (3, 128, 32) and np.isfinite(tokens).all()
+    assert all((tokens[0] != other).any() for other in tokens[1:])
+    succeed("evaluations.similarity", *words, "--data-path", bands)
+    alike = json.loads((tmp_path / "similarity.json").read_text())
+    assert alike["images"] == 12 and np.diag(alike["cka"]) == pytest.approx(1, abs=1e-5)
+    for command, sentence in (
+        ("maps", "is a model of mtg-jamendo: this command is for pictures"),
+        ("report", "is a model of mtg-jamendo: this command is for pictures"),
+        ("classification", "samples of mtg-jamendo have several labels"),
+        ("suggest_pairs --data-path .", "expected data/splits/split-0"),
+    ):
+        assert sentence in refused(*f"evaluations.{command}".split(), *words[:1], *words[3:])
+
+
+def test_an_encoder_of_pictures_hears_nothing(flags, tmp_path):
+    timm = pytest.importorskip("timm")
+    name = "vit_tiny_patch16_224"
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "vit.pth")
+    root = dict(zip(flags, flags[1:], strict=False))["--data-path"]
+    said = refused("evaluations.similarity", f"timm:{name}", "--encoder-weights",
+                   tmp_path / "vit.pth", "--data", "mtg-jamendo", "--data-path", root)  # fmt: skip
+    assert f"{name} reads samples of three axes, and those of mtg-jamendo are" in said
+
+
+def test_pairs_are_suggested_by_the_labels_of_music(run, bands, tmp_path, perturb):
+    """A probe's first guess of a track's labels, from every block; chance is a third."""
+    stored = checkpoint_of(run.parent, 3)
+    model = SiT(**stored["architecture"])
+    model.load_state_dict(stored["model"])
+    path = tmp_path / "0000003.pt"
+    torch.save(stored | {"model": perturb(model).state_dict()}, path)
+    flags = StudyFlags(
+        str(path), data_path=str(bands), device="cpu", weights="model", latent="mode"
+    )
+    study = Study(flags, Ranks(0, 1, torch.device("cpu")))
+    accuracy, tested = qualities(study, 1000)
+    assert len(accuracy) == 4 and tested == 12 and np.mean(accuracy) > 0.45
 
 
 def test_guidance_drops_all_labels(run):

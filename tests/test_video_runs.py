@@ -128,6 +128,18 @@ def test_the_held_out_loss_is_measured_on_clips(run, root):
     assert "2 held-out images of clevrer" in succeed("evaluations.heldout", *words).out
 
 
+def test_blocks_are_looked_at_on_clips_as_on_pictures(run, root, tmp_path):
+    """CLEVRER has no classes: what is told without them is told."""
+    words = [run, "--data-path", root, "--device", "cpu", "--out", tmp_path]
+    succeed("evaluations.similarity", *words, "--val-path", root)
+    found = json.loads((tmp_path / "similarity.json").read_text())
+    assert np.diag(found["cka"]) == pytest.approx(1, abs=1e-5)
+    said = refused("evaluations.suggest_pairs", *words, "--images", 200)
+    assert "a probe reads classes, and clevrer has none" in said
+    said = refused("evaluations.maps", *words)
+    assert "is a model of clevrer: this command is for pictures" in said
+
+
 def test_short_videos_of_ssv2_and_pixels_train_too(tmp_path):
     from tests.domains.videos import write_numbered_ssv2
 

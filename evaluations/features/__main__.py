@@ -50,7 +50,7 @@ def main() -> None:
     }  # fmt: skip
     if ranks.from_main(lambda: is_there(folder / "features.json", card)):
         return ranks.from_main(lambda: print(f"{folder} is finished"))
-    shapes = ranks.from_main(lambda: shapes_of(subject, reading))
+    shapes, label = ranks.from_main(lambda: shapes_of(subject, reading))
     count, pools = len(reading.numbers), flags.pool == "mean"
     blocks = {
         block: Rows(
@@ -58,7 +58,7 @@ def main() -> None:
         )
         for block, shape in zip(subject.blocks, shapes, strict=True)
     }
-    labels = Rows(folder / "labels.npy", "<i8", (count,))
+    labels = Rows(folder / "labels.npy", "<i8", (count, *label))
 
     def keep(first: int, tokens: dict[int, Tensor], y: Tensor) -> None:
         for block, rows in blocks.items():

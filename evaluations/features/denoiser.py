@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from domains import Batch
+from domains import Batch, Condition
 from domains.codecs import fingerprint
 from runtime.errors import InputError
 from runtime.random import SampleStreams, seed_of
@@ -48,7 +48,9 @@ class Denoiser(Subject):
             raise InputError("--label true: the model was trained without classes")
         self.opened, self.view, self.model = opened, view, model
         self.blocks, self.grid = chosen_blocks(asked, model.depth), model.grid
-        self.reads, self.classes = opened.domain.raw_shape, (opened.domain.name, model.num_classes)
+        domain = opened.domain
+        self.reads, self.cut = domain.raw_shape, (domain.num_frames, domain.frame_stride)
+        self.classes = domain.name, model.num_classes
         file = opened.checkpoint
         self.name = f"{file.path.parent.parent.name}, step {file.step}".removeprefix(", ")
         self.device = next(model.parameters()).device
@@ -74,14 +76,19 @@ class Denoiser(Subject):
         x, noise = self.inputs(batch, draw)
         t = torch.full((len(x),), 1.0 - self.view.noise, device=x.device)
         x_t, _ = self.opened.transport.path.sample(x, noise, t)
-        cond = batch.cond
-        if self.view.label == "null":
-            cond = self.model.null(cond)
+        cond = batch.cond if self.view.label == "true" else self.null(len(x))
         with self.opened.network.arithmetic():
             output = self.model(
                 x_t, t.clamp(max=CLEAN), **cond, return_blocks=self.blocks, only_blocks=True
             )
         return {number: tokens.float() for number, tokens in output.blocks.items()}
+
+    def null(self, count: int) -> Condition:
+        """No condition of `count` samples; they may be of data with other labels than its own."""
+        example = self.model.example_condition()
+        return self.model.null({
+            name: one.to(self.device).expand(count, *one.shape[1:]) for name, one in example.items()
+        })  # fmt: skip
 
     def inputs(self, batch: Batch, draw: int) -> tuple[Tensor, Tensor]:
         """The model's clean input and the noise of each image, (B, *shape) both."""

@@ -28,7 +28,7 @@ class Pooled(NamedTuple):
 
     blocks: tuple[int, ...]
     values: np.ndarray  # float16 (N, blocks, D), a memory map
-    labels: np.ndarray  # int64 (N,), the images' classes
+    labels: np.ndarray  # int64 (N,), the images' classes; (N, K) of 0 and 1, where one has several
 
     def of(self, block: int) -> Tensor:
         """(N, D) float32."""
@@ -65,11 +65,13 @@ def pooled(subject: Subject, reading: Reading, folder: Path, ranks: Ranks) -> Po
     card = folder / f"{name}.json"  # written last: with it the others are complete
     files = folder / f"{name}.npy", folder / f"{name}.labels.npy"
     if not ranks.from_main(lambda: all(path.exists() for path in (card, *files))):
-        widths = {width for _, width in ranks.from_main(lambda: shapes_of(subject, reading))}
+        tokens_of, label_of = ranks.from_main(lambda: shapes_of(subject, reading))
+        widths = {width for _, width in tokens_of}
         if len(widths) > 1:
             raise ValueError(f"{subject.name} has blocks of unequal width: look at them one by one")
         shape = (len(reading.numbers), len(subject.blocks), *widths)
-        values, labels = Rows(files[0], "<f2", shape), Rows(files[1], "<i8", shape[:1])
+        values = Rows(files[0], "<f2", shape)
+        labels = Rows(files[1], "<i8", (len(reading.numbers), *label_of))
 
         def keep(first: int, tokens: dict[int, Tensor], y: Tensor) -> None:
             means = [tokens[block].mean(1) for block in subject.blocks]
@@ -85,10 +87,12 @@ def pooled(subject: Subject, reading: Reading, folder: Path, ranks: Ranks) -> Po
     )
 
 
-def shapes_of(subject: Subject, reading: Reading) -> list[tuple[int, ...]]:
-    """(N, D) of an image's tokens, by block, by a look at the first one."""
+def shapes_of(subject: Subject, reading: Reading) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+    """(N, D) of an image's tokens, by block, and () of its class or (K,) of its labels, by a look
+    at the first one."""
     batch = next(read(reading.images, reading.numbers[:1], 1, subject.device, skippable=True))
-    return [tuple(tokens.shape[1:]) for tokens in subject(batch).values()]
+    shapes = [tuple(tokens.shape[1:]) for tokens in subject(batch).values()]
+    return shapes, tuple(batch.y.shape[1:])
 
 
 def look(

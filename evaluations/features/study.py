@@ -9,9 +9,8 @@ import torch
 import tyro
 
 import domains
-from domains import NoHeldOut
+from domains import DataSet, Domain, NoHeldOut
 from domains.codecs import PIXELS
-from domains.images import ImageDomain, ImageSet
 from domains.reading import chosen
 from evaluations.extractors.timm import Asked
 from evaluations.extractors.vit import VisionTransformer
@@ -76,8 +75,8 @@ class Study:
         self.subject = open_subject(flags, ranks.device)
 
     @cached_property
-    def domain(self) -> ImageDomain:
-        """The images with their classes."""
+    def domain(self) -> Domain:
+        """The images with their classes; the clips, or the crops of sound."""
         return self.readable(self.domain_at(self.where.data_path))
 
     @cached_property
@@ -92,7 +91,7 @@ class Study:
             return with_data(asked, self.subject.opened.checkpoint)
         return asked
 
-    def readable(self, domain: ImageDomain) -> ImageDomain:
+    def readable(self, domain: Domain) -> Domain:
         """The same domain.
 
         Raises:
@@ -126,20 +125,21 @@ class Study:
         other.domain = other.readable(self.domain)
         return other
 
-    def domain_at(self, data_path: str | None) -> ImageDomain:
+    def domain_at(self, data_path: str | None) -> Domain:
         flags, ours = self.flags, self.subject
         name = flags.data or ours.classes[0]
         size = ours.reads[-1] if ours.reads else None
+        frames, stride = ours.cut if name == ours.classes[0] else (None, None)
         domain = domains.build(
-            name, data_path=data_path, image_size=size, vae=PIXELS, cache_dir=flags.cache_dir,
-            skip_corrupt=self.where.skip_corrupt,
+            name, data_path=data_path, image_size=size, vae=PIXELS, num_frames=frames,
+            frame_stride=stride, cache_dir=flags.cache_dir, skip_corrupt=self.where.skip_corrupt,
         )  # fmt: skip
-        if not isinstance(domain, ImageDomain):
+        if domain.stored_in is not None:
             raise InputError(f"{name} holds latents: name the images themselves with --data")
         check_shape(ours, name, domain.raw_shape)
         return domain
 
-    def images(self, *, held_out: bool) -> ImageSet:
+    def images(self, *, held_out: bool) -> DataSet:
         """The images to fit to, or those to test on.
 
         Raises:
@@ -153,11 +153,11 @@ class Study:
             except NoHeldOut as error:
                 raise NoHeldOut(f"{error}; or name a folder of some with --val-path") from error
         held_out = self.domain_at(self.flags.val_path)
-        ours, theirs = (one.train_source.class_names for one in (self.domain, held_out))
+        ours, theirs = (one.class_names for one in (self.domain, held_out))
         if ours != theirs:
             raise InputError(
-                f"--val-path {self.flags.val_path} has other classes ({len(theirs or ())}) than "
-                f"--data-path {self.where.data_path} ({len(ours or ())}): a probe needs the same"
+                f"--val-path {self.flags.val_path} has other classes ({len(theirs)}) than "
+                f"--data-path {self.where.data_path} ({len(ours)}): a probe needs the same"
             )
         return held_out.train_set(augment=False)
 
@@ -197,16 +197,28 @@ class Study:
         count = self.domain.num_classes
         if count < 2:
             raise InputError(f"a probe reads classes, and {self.domain.name} has none")
-        return self.domain.train_source.class_names or tuple(map(str, range(count)))
+        return self.domain.class_names or tuple(map(str, range(count)))
 
 
 def check_shape(subject: Subject, name: str, shape: tuple[int, ...]) -> None:
     """
     Raises:
-        InputError: images of this shape are not what the network reads.
+        InputError: samples of this shape are not what the network reads.
     """
-    if subject.reads not in (None, shape):
-        raise InputError(f"{subject.name} reads images of {subject.reads}, and {name} has {shape}")
+    fits = len(shape) == 3 if subject.reads is None else shape == subject.reads
+    if not fits:
+        size = subject.reads or "three axes"
+        raise InputError(f"{subject.name} reads samples of {size}, and those of {name} are {shape}")
+
+
+def check_pictures(subject: Subject) -> None:
+    """
+    Raises:
+        InputError: it reads video or sound, and the command is of places in a picture.
+    """
+    if subject.reads and len(subject.reads) != 3:
+        name = subject.classes[0]
+        raise InputError(f"{subject.name} is a model of {name}: this command is for pictures")
 
 
 def open_subject(flags: SubjectFlags, device: torch.device) -> Subject:
@@ -221,7 +233,7 @@ def open_subject(flags: SubjectFlags, device: torch.device) -> Subject:
         cache_dir=flags.cache_dir, bf16=flags.bf16, device=flags.device, compile="off",
     )  # fmt: skip
     view = View(flags.noise, flags.label, flags.latent, flags.seed)
-    return Denoiser(open_checkpoint(asked, device, of_pictures=True), flags.blocks, view)
+    return Denoiser(open_checkpoint(asked, device, of_captions=False), flags.blocks, view)
 
 
 def home(ckpt: Path) -> Path:

@@ -18,7 +18,8 @@ class Subject(ABC):
     device: torch.device
     blocks: tuple[int, ...]  # counted from 1, ascending
     grid: tuple[int, ...] | None = None  # the tokens in rows and columns, where they lie so
-    reads: tuple[int, int, int] | None = None  # the shape of its images (C, H, W); None: any
+    reads: tuple[int, ...] | None = None  # the shape of its samples, raw; None: images of any size
+    cut: tuple[int | None, int | None] = (None, None)  # frames of a clip, and the stride of them
     classes: tuple[str | None, int] = (None, 0)  # the data set whose it can be told, and how many
 
     @property

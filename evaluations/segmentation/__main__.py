@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from evaluations.features import Subject, SubjectFlags
-from evaluations.features.study import check_shape, folder_of, open_subject
+from evaluations.features.study import check_pictures, check_shape, folder_of, open_subject
 from runtime import distributed
 from runtime.config import at_least, checked
 from runtime.entry import run, speaks
@@ -50,6 +50,7 @@ def main() -> None:
         raise InputError("evaluations.segmentation runs in one process: start it without torchrun")
     check(flags)
     subject = open_subject(flags, ranks.device)
+    check_pictures(subject)
     folder = folder_of(flags, subject)
     found = segmented(subject, flags, flags.seed, folder)
     path = folder / "segmentation.json"

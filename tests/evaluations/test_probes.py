@@ -102,6 +102,19 @@ def test_ridge_reads_what_is_linear(sets):
     assert accuracy(1) == 1.0 and accuracy(2) < 0.4
 
 
+def test_of_several_labels_the_first_guess_is_to_be_one_of_theirs(sets):
+    """Multi-hot labels of one each are classes; a second label of every image is right, too."""
+    train, test = sets
+    sides = [(one.of(1), torch.nn.functional.one_hot(one.classes)) for one in sets]
+    assert probes.ridge_accuracy(*sides[0], *sides[1]) == 1.0
+    wrong = sides[1][1].roll(1, 1)
+    assert probes.ridge_accuracy(*sides[0], sides[1][0], wrong) == 0.0
+    assert probes.ridge_accuracy(*sides[0], sides[1][0], wrong + sides[1][1]) == 1.0
+    one_by_one = [train.of(2), train.classes, test.of(2), test.classes]
+    noise = [train.of(2), sides[0][1], test.of(2), sides[1][1]]
+    assert probes.ridge_accuracy(*noise) == probes.ridge_accuracy(*one_by_one) < 0.4
+
+
 def test_neighbours_vote_by_nearness():
     """Two far ones of class 1 lose against one near of class 0, and one near wins alone."""
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [-1.0, 0.1]])
