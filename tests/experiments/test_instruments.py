@@ -224,6 +224,9 @@ def test_runs_on_latents_are_scored_beside_the_sounds_they_were_made_of(bands, t
     of_sounds = [line for line in said.splitlines() if f"--data-path {bands}" in line]
     assert {line.split()[2] for line in of_sounds} == {"evaluations.images"}
     assert len(of_sounds) == 3, "the classifier, and the scores of two runs"
+    said = succeed("experiments.evidence", *words, "--dry-run", "--reference", bands, *flags).out
+    looks = [line for line in said.splitlines() if "evaluations.progress" in line]
+    assert len(looks) > 1 and all(f"--data-path {bands}" in line for line in looks)
 
 
 def test_table_3_at_full_size_is_scored_by_clap():
