@@ -201,8 +201,8 @@ def open_checkpoint(
         model.skip_blocks(flags.skip_blocks)
     if not of_captions and domain.text_encoder is not None:
         raise InputError(
-            f"{found.path} is a model of {domain.name}: this command is for pictures, video and "
-            "music without captions"
+            f"{found.path} is a model of {domain.name}, conditioned on texts, which this command "
+            "does not read"
         )
     domain.codec.to(device)
     check_codec(flags, found, domain)

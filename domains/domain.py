@@ -120,6 +120,7 @@ class Domain(ABC):
 
     text_encoder = None  # --text-encoder, of data with captions
     num_frames = frame_stride = None  # of clips
+    rate = None  # of sound, in samples per second
     pads = False  # whether lengths differ, and batches have a mask
 
     @property

@@ -69,7 +69,8 @@ def probed(study: Study, flags: ProbeFlags) -> dict[str, Any]:
             f"samples of {study.domain.name} have several labels, and these probes are of classes: "
             "evaluations.suggest_pairs reads them, by ridge regression"
         )
-    mirrored = [False, True] if flags.mirror and study.domain.hflip else [False]
+    mirrors = flags.mirror and study.domain.has_pictures and study.domain.hflip
+    mirrored = [False, True] if mirrors else [False]
     study.images(held_out=True)  # refused before the training images are looked at
     views = [study.pooled(held_out=False, most=flags.images, mirrored=one) for one in mirrored]
     test = study.pooled(held_out=True)

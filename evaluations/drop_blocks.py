@@ -95,9 +95,11 @@ def measured(
     chosen = LossFlags(images=flags.images, seed=flags.seed, batch_size=flags.batch_size)
     drawable = opened.domain.has_pictures and not opened.transport.path.steps
     rows, strips, whole = [], [], None
-    for skipped in wanted:
-        with asked_of_user(about="--sets"):
+    with asked_of_user(about="--sets" if flags.sets else ""):
+        for skipped in wanted:  # refused before any loss is looked at
             model.skip_blocks(skipped)
+    for skipped in wanted:
+        model.skip_blocks(skipped)
         losses = torch.cat(list(losses_of(opened, images, chosen, device)))
         whole = losses if whole is None else whole
         rows.append({"skipped": list(skipped), **summary(losses), "more": summary(losses - whole)})

@@ -78,6 +78,7 @@ def measured(folder: Path, flags: Flags, ranks: Ranks) -> dict[str, Any]:
 
 def looked_at(study: Study, flags: Flags) -> dict[str, Any]:
     """The losses by quarter of t, means over the images and every image's own; the probes."""
+    study.class_names()  # refused before the losses are looked at
     opened = study.subject.opened
     asked = heldout.Flags(images=flags.images, seed=flags.seed, batch_size=flags.batch_size)
     images, held_out = shown(study)

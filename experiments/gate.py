@@ -200,9 +200,22 @@ def check_labeled(setting: Setting) -> None:
         raise InputError(f"probes read classes, and {domain.name} has none")
 
 
+def check_samples(setting: Setting) -> None:
+    """
+    Raises:
+        InputError: as above, or stored latents, whose samples no classifier sees.
+    """
+    if domains.stored_latents(setting.data_path):
+        raise InputError(
+            f"--data-path {setting.data_path} holds latents, and the gate looks at samples: give "
+            "the folder of those"
+        )
+    check_labeled(setting)
+
+
 GATE = Experiment(
     "gate", "Gate: is there anything to hand on?", ("digits", "fashion-mnist-s"), runs,
-    check=check_labeled, prepare=prepare, finish=verdict,
+    check=check_samples, prepare=prepare, finish=verdict,
 )  # fmt: skip
 main = partial(sweep, GATE)
 

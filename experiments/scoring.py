@@ -31,8 +31,8 @@ class Scoring:
             return replace(self, real=reference)
         return replace(self, reference=reference, held_out=False)
 
-    def folder(self, config: TrainConfig) -> str | None:
-        """Of the samples themselves, where --data-path holds latents, too."""
+    def samples_folder(self, config: TrainConfig) -> str | None:
+        """Of real samples, where --reference names it; else --data-path, which may hold latents."""
         return self.real or config.data_path
 
     def sample_words(self) -> list[str]:
@@ -44,7 +44,7 @@ class Scoring:
     def score_words(self, samples: Path, config: TrainConfig) -> list[str]:
         words = ["-m", "evaluations.images", self.reference, str(samples)]
         words += ["--extractor", self.extractor, *(["--held-out"] if self.held_out else [])]
-        return [*words, *data_words(self.folder(config))]
+        return [*words, *data_words(self.samples_folder(config))]
 
     def check(self, config: TrainConfig) -> None:
         """
@@ -56,7 +56,7 @@ class Scoring:
             raise InputError(f"{weights}, which FVD needs, is not in the current folder")
         if self.reference.endswith(".npz") and not Path(self.reference).is_file():
             raise InputError(f"--reference {self.reference}: there is no such file")
-        real = self.folder(config)
+        real = self.samples_folder(config)
         if not self.reference.endswith(".npz") and domains.stored_latents(real):
             raise InputError(
                 f"--data-path {real} holds latents, and samples are scored beside real ones: give "
@@ -71,7 +71,7 @@ class Scoring:
         file = classifier_file(results, config.dataset_name)
         words = ["-m", "evaluations.images", "train-classifier"]
         words += ["--dataset_name", config.dataset_name, "--out", str(file)]
-        words += data_words(self.folder(config))
+        words += data_words(self.samples_folder(config))
         step = Step(f"classifier-{config.dataset_name}", words, file)
         return replace(self, extractor=f"classifier:{file}"), [step]
 

@@ -75,7 +75,7 @@ class Setting(NamedTuple):
     preset: str
     dataset: str
     data_path: str | None
-    samples_path: str | None  # of the samples themselves, where data_path holds latents, too
+    samples_path: str | None  # --reference, where that is the samples' folder; else data_path
     results: Path
     depth: int
     steps: int
@@ -212,8 +212,9 @@ def setting_of(preset: str, config: TrainConfig, scoring: Scoring, results: Path
         depth = size["depth"]
         student, teacher = default_pair(depth)
     return Setting(
-        preset, config.dataset_name, config.data_path, scoring.folder(config), results, depth,
-        config.max_steps, config.encoder_depth or student, config.gt_encoder_depth or teacher,
+        preset, config.dataset_name, config.data_path, scoring.samples_folder(config), results,
+        depth, config.max_steps, config.encoder_depth or student,
+        config.gt_encoder_depth or teacher,
         default_weight(depth) if config.reg_weight is None else config.reg_weight,
         config.num_classes != 0, size.get("hidden_size"), size.get("num_heads"),
     )  # fmt: skip

@@ -117,6 +117,12 @@ def test_an_encoder_of_pictures_hears_nothing(flags, tmp_path):
     assert f"{name} reads samples of three axes, and those of mtg-jamendo are" in said
 
 
+def test_sounds_of_another_rate_are_refused(run, bands):
+    words = [run, "--data", "instruments", "--data-path", bands, "--device", "cpu"]
+    said = refused("evaluations.similarity", *words)
+    assert "hears 44100 samples per second, and instruments has 16000" in said
+
+
 def test_pairs_are_suggested_by_the_labels_of_music(run, bands, tmp_path, perturb):
     """A probe's first guess of a track's labels, from every block; chance is a third."""
     stored = checkpoint_of(run.parent, 3)
@@ -125,8 +131,9 @@ def test_pairs_are_suggested_by_the_labels_of_music(run, bands, tmp_path, pertur
     path = tmp_path / "0000003.pt"
     torch.save(stored | {"model": perturb(model).state_dict()}, path)
     flags = StudyFlags(
-        str(path), data_path=str(bands), device="cpu", weights="model", latent="mode"
-    )
+        str(path), data_path=str(bands), device="cpu", weights="model", latent="mode",
+        out=tmp_path / "out",
+    )  # fmt: skip
     study = Study(flags, Ranks(0, 1, torch.device("cpu")))
     accuracy, tested = qualities(study, 1000)
     assert len(accuracy) == 4 and tested == 12 and np.mean(accuracy) > 0.45

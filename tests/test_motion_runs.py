@@ -276,7 +276,7 @@ def test_a_released_mdm_of_another_diffusion_is_refused(tmp_path, args, sentence
 def test_what_is_for_pictures_is_not_for_motion(run, flags, data, tmp_path):
     words = [run, *data[:2], "--device", "cpu"]
     said = refused("evaluations.similarity", *words)
-    assert "is a model of humanml3d: this command is for pictures" in said
+    assert "is a model of humanml3d, conditioned on texts, which this command does not" in said
     found = succeed("evaluations.drop_blocks", *words, "--images", 2, "--out", tmp_path)
     assert "drop_blocks.json" in found.out and not (tmp_path / "drop_blocks.png").exists()
     for more, sentence in (

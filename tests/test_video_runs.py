@@ -134,8 +134,9 @@ def test_blocks_are_looked_at_on_clips_as_on_pictures(run, root, tmp_path):
     succeed("evaluations.similarity", *words, "--val-path", root)
     found = json.loads((tmp_path / "similarity.json").read_text())
     assert np.diag(found["cka"]) == pytest.approx(1, abs=1e-5)
-    said = refused("evaluations.suggest_pairs", *words, "--images", 200)
-    assert "a probe reads classes, and clevrer has none" in said
+    for command in ("suggest_pairs", "progress"):
+        said = refused(f"evaluations.{command}", *words)
+        assert "a probe reads classes, and clevrer has none" in said
     said = refused("evaluations.maps", *words)
     assert "is a model of clevrer: this command is for pictures" in said
 
@@ -170,6 +171,21 @@ def turning(tmp_path_factory):
             labels[name] = label
     (root / "labels.json").write_text(json.dumps({"classes": ["left", "right"], "videos": labels}))
     return root
+
+
+def test_probes_read_clips_as_the_network_cuts_them(turning, tmp_path):
+    tiny = ["--preset", "moving", "--data-path", turning, "--image-size", 16, "--num-frames", 4]
+    tiny += ["--frame-stride", 1, "--depth", 2, "--hidden-size", 16, "--num-heads", 2]
+    tiny += ["--max-steps", 2, "--loss-type", "vanilla", "--sample-every", 0, "--no-tensorboard"]
+    succeed("train", *tiny, "--results-dir", tmp_path / "r", "--device", "cpu")
+    (run,) = (tmp_path / "r").iterdir()
+    words = [run, "--device", "cpu", "--out", tmp_path, "--num-workers", 0]
+    succeed("evaluations.classification", *words, "--epochs", 1, "--probe-batch", 8)
+    found = json.loads((tmp_path / "classification.json").read_text())
+    assert (found["train_images"], found["test_images"]) == (40, 16)
+    assert found["data"] == "moving" and len(found["ridge"]) == 2
+    succeed("evaluations.features.__main__", *words, "--pool", "none")
+    assert np.load(tmp_path / "block_02.npy").shape == (40, 32, 16)  # 2 x 4 x 4 tokens
 
 
 def test_clips_are_scored_by_a_classifier_that_sees_motion(turning, tmp_path):

@@ -49,7 +49,12 @@ class Denoiser(Subject):
         self.opened, self.view, self.model = opened, view, model
         self.blocks, self.grid = chosen_blocks(asked, model.depth), model.grid
         domain = opened.domain
-        self.reads, self.cut = domain.raw_shape, (domain.num_frames, domain.frame_stride)
+        self.reads, self.rate = domain.raw_shape, domain.rate
+        if domain.num_frames:
+            self.clips = {
+                "num_frames": domain.num_frames, "frame_stride": domain.frame_stride,
+                "num_classes": model.num_classes or None,
+            }  # fmt: skip
         self.classes = domain.name, model.num_classes
         file = opened.checkpoint
         self.name = f"{file.path.parent.parent.name}, step {file.step}".removeprefix(", ")

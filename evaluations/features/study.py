@@ -32,7 +32,7 @@ GRID = 16  # patches of an encoder along a side: 224 pixels for patches of 14
 class DataFlags:
     data: str | None = None  # --dataset_name of the images; None: the checkpoint's
     data_path: str | None = None  # folder of the data; None: without --data, the checkpoint's
-    skip_corrupt: bool = False  # replace unreadable images by the next one, as train.py does
+    skip_corrupt: bool = False  # replace unreadable images and videos by the next one
     val_path: str | None = None  # folder of the held-out images, where the data have none
     num_workers: int = 4  # processes that decode
 
@@ -95,8 +95,15 @@ class Study:
         """The same domain.
 
         Raises:
-            InputError: it has other classes than those that the network is to be told.
+            InputError: it has other classes than those that the network is to be told, or sounds
+                that are slower or faster than its own.
         """
+        rate = self.subject.rate
+        if rate != domain.rate:
+            raise InputError(
+                f"{self.subject.name} hears {rate} samples per second, and {domain.name} has "
+                f"{domain.rate}"
+            )
         known = self.subject.classes
         if self.flags.label == "true" and known != (domain.name, domain.num_classes):
             raise InputError(
@@ -129,10 +136,14 @@ class Study:
         flags, ours = self.flags, self.subject
         name = flags.data or ours.classes[0]
         size = ours.reads[-1] if ours.reads else None
-        frames, stride = ours.cut if name == ours.classes[0] else (None, None)
+        if domains.stored_latents(data_path):
+            raise InputError(
+                f"{data_path} holds latents: name the folder of the samples that they were made of"
+            )
+        clips = ours.clips if name == ours.classes[0] else {}
         domain = domains.build(
-            name, data_path=data_path, image_size=size, vae=PIXELS, num_frames=frames,
-            frame_stride=stride, cache_dir=flags.cache_dir, skip_corrupt=self.where.skip_corrupt,
+            name, data_path=data_path, image_size=size, vae=PIXELS, cache_dir=flags.cache_dir,
+            skip_corrupt=self.where.skip_corrupt, **clips,
         )  # fmt: skip
         if domain.stored_in is not None:
             raise InputError(f"{name} holds latents: name the images themselves with --data")

@@ -19,7 +19,8 @@ class Subject(ABC):
     blocks: tuple[int, ...]  # counted from 1, ascending
     grid: tuple[int, ...] | None = None  # the tokens in rows and columns, where they lie so
     reads: tuple[int, ...] | None = None  # the shape of its samples, raw; None: images of any size
-    cut: tuple[int | None, int | None] = (None, None)  # frames of a clip, and the stride of them
+    rate: int | None = None  # of its sounds, in samples per second
+    clips: dict[str, int | None] = {}  # flags of domains.build by which its clips were cut
     classes: tuple[str | None, int] = (None, 0)  # the data set whose it can be told, and how many
 
     @property

@@ -225,6 +225,8 @@ def test_runs_on_latents_are_scored_beside_the_sounds_they_were_made_of(bands, t
     assert {line.split()[2] for line in of_sounds} == {"evaluations.images"}
     assert len(of_sounds) == 3, "the classifier, and the scores of two runs"
     said = succeed("experiments.evidence", *words, "--dry-run", "--reference", bands, *flags).out
+    said_of_gate = refused("experiments.gate", *words, "--reference", bands, *flags)
+    assert "holds latents, and the gate looks at samples" in said_of_gate
     looks = [line for line in said.splitlines() if "evaluations.progress" in line]
     assert len(looks) > 1 and all(f"--data-path {bands}" in line for line in looks)
 
