@@ -139,23 +139,30 @@ def as_text(found: dict[str, Any]) -> str:
          f"{accuracy[one.teacher - 1]:.2%}", f"{one.gap:+.2%}", f"{one.error:.2%}"]
         for name, one in named
     ]  # fmt: skip
-    best = Pair(**found["suggested"])
-    said = (
-        f"try --encoder-depth {best.student} --gt-encoder-depth {best.teacher}: block "
-        f"{best.teacher} tells {best.gap:.1%} more images apart than block {best.student}"
-        if best.gap >= WORTH
-        else f"no teacher is {WORTH:.0%} better than a student that it may have: there is little "
-        "to hand on"
-    )
     blocks = " ".join(f"{value:.1%}" for value in accuracy)
     return "\n".join(
         [
             f"{found['network']}: a ridge probe of {found['data']} reads from blocks 1, 2, ...: "
             f"{blocks}",
             columns(["", "pair", "student", "teacher", "gap", "error"], rows),
-            said,
+            advice(Pair(**found["suggested"]), Pair(**found["pairs"][0])),
         ]
     )
+
+
+def advice(suggested: Pair, widest: Pair) -> str:
+    if suggested.gap >= WORTH:
+        return (
+            f"try --encoder-depth {suggested.student} --gt-encoder-depth {suggested.teacher}: "
+            f"block {suggested.teacher} tells {suggested.gap:.1%} more images apart than block "
+            f"{suggested.student}"
+        )
+    if widest.gap >= WORTH:
+        return (
+            f"pair {widest.student}:{widest.teacher} has a gap that so few images do not tell from "
+            f"that of {suggested.student}:{suggested.teacher}: give more --images"
+        )
+    return f"no teacher is {WORTH:.0%} better than a student that it may have: little to hand on"
 
 
 if __name__ == "__main__":

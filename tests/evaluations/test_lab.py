@@ -271,6 +271,16 @@ def test_among_pairs_that_the_error_does_not_tell_apart_the_papers_is_suggested(
     assert suggestion(many, (2, 4))[:2] == (1, 4)
 
 
+def test_a_gap_that_few_images_do_not_tell_from_none_is_neither_advice_nor_its_absence():
+    from evaluations.suggest_pairs import Pair, advice
+
+    papers = Pair(3, 6, gap=0.0, error=0.044)
+    said = advice(papers, Pair(1, 5, gap=0.054, error=0.041))
+    assert "pair 1:5 has a gap" in said and "3:6: give more --images" in said
+    assert "little to hand on" in advice(papers, Pair(1, 5, gap=0.04, error=0.041))
+    assert "try --encoder-depth 1 --gt-encoder-depth 5" in advice(*[Pair(1, 5, 0.06, 0.01)] * 2)
+
+
 def test_pairs_are_suggested_with_their_reason(runs, tmp_path):
     said = succeed("evaluations.suggest_pairs", runs[0], *CPU, "--out", tmp_path).out
     found = read(tmp_path / "pairs.json")
