@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from experiments import depths
+from experiments.scoring import PAPER
 from experiments.sweep import setting_of
 from models import Task, create, train_flops
 from runtime.config import TrainConfig, parse
@@ -14,7 +15,7 @@ from tests.commands import refused
 def rows_of(preset, *flags):
     words = ["--preset", preset, *flags]
     config = parse(TrainConfig, PRESETS, words)
-    return config, depths.runs(setting_of(preset, config, None))
+    return config, depths.runs(setting_of(preset, config, PAPER, None))
 
 
 @pytest.mark.parametrize(
