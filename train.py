@@ -5,43 +5,29 @@ torchrun --nproc_per_node=8 train.py --preset t1-xl
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 import domains
-from domains.codecs import difference
 from domains.feed import Feed
-from domains.order import positions
 from layersync import alarms
-from methods import METHODS, Method, check_flags
-from models import Denoiser, Task, adapt, architecture, check_state, create, train_flops
-from runtime import checkpoint, distributed, parallel, signals
-from runtime.checkpoint import Checkpoint
+from models import Denoiser, adapt
+from runtime import checkpoint, distributed, signals
 from runtime.config import TrainConfig, parse
 from runtime.distributed import Ranks
-from runtime.draws import StepDraws, draws_of_step
-from runtime.ema import EMA, slow_ema
+from runtime.ema import slow_ema
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError, Requeue
-from runtime.hardware import memory
 from runtime.log import Log
-from runtime.plan import GIB, Needs, costs, measured_rate
-from runtime.precision import Arithmetic, compiles, default_precision, deterministic
+from runtime.plan import Needs, costs, measured_rate
+from runtime.precision import deterministic
 from runtime.presets import PRESETS
 from runtime.pulse import Pulse
-from runtime.random import SampleStreams, seed_of
 from runtime.resume import mark, opened_folder, starting_point
 from runtime.saver import Saver
-from runtime.state import TrainState
-from transport import Guidance, Losses, Sampler, TrainingStep, Transport, create_transport
+from training import Trainer, build, needs_of, with_length
 
 if TYPE_CHECKING:
     from evaluations.images.in_training import TrainingScore
@@ -109,7 +95,7 @@ def main() -> None:
 
 
 def train(
-    trainer: "Trainer", feed: Feed, log: Log, saver: Saver, pulse: Pulse,
+    trainer: Trainer, feed: Feed, log: Log, saver: Saver, pulse: Pulse,
     score: "TrainingScore | None", *, previews: bool,
 ) -> None:  # fmt: skip
     """All steps that are left.
@@ -189,7 +175,7 @@ def stop(done: int, log: Log, saver: Saver, pulse: Pulse) -> None:
     raise Requeue
 
 
-def go_back(trainer: "Trainer", feed: Feed, log: Log, saver: Saver) -> None:
+def go_back(trainer: Trainer, feed: Feed, log: Log, saver: Saver) -> None:
     """To the newest checkpoint, and on with other data than those that training broke down on.
 
     Raises:
@@ -213,386 +199,6 @@ def go_back(trainer: "Trainer", feed: Feed, log: Log, saver: Saver) -> None:
     )
 
 
-class Trainer:
-    """The model, its objective, the optimizer and the EMA of one run, and the step that moves them.
-
-    Call `step` with an iterator of batches that are on the device. Nothing in it waits for the
-    device: what it returns are tensors that are still being computed.
-    """
-
-    def __init__(
-        self, config: TrainConfig, domain: domains.Domain, transport: Transport, model: Denoiser,
-        method: Method, ranks: Ranks,
-    ) -> None:  # fmt: skip
-        self.config, self.domain, self.ranks = config, domain, ranks
-        self.codec = domain.codec.to(ranks.device)
-        self.transport, self.model, self.regulariser = transport, model, method.regulariser
-        self.targets = method.targets.to(ranks.device) if method.targets else None
-        made_by = method.targets.identity if method.targets else []
-        self.made_by = {f"target {number}": name for number, name in enumerate(made_by, start=1)}
-        self.arithmetic = Arithmetic(config.precision, ranks.device, config.attention)
-        self.attention = self.arithmetic.attention(*model.attention_shape)
-        self.watches = self.regulariser is not None and config.telemetry_every > 0
-        training_step = TrainingStep(model, transport, self.regulariser).to(ranks.device)
-        ema = EMA(model, config.ema_decay)
-        # Where a method looks at no teacher, it is not asked.
-        self.teacher = method.teacher.to(ranks.device) if method.teacher else ema.model
-        self.looks_up = bool(self.regulariser and self.regulariser.teacher_blocks)
-        if config.compile == "on":
-            model.compile_blocks()
-            training_step.compile_losses()
-            if self.looks_up:
-                self.teacher.compile_blocks()
-        if config.shard:
-            parallel.shard(training_step, model.blocks, ranks, train=True)
-            parallel.shard(ema.model, ema.model.blocks, ranks, train=False)
-            self.training_step = training_step
-        else:
-            self.training_step = parallel.replicate(training_step, ranks, self.example_loss)
-        self.state = TrainState(
-            model, ema, self.regulariser or nn.Identity(),
-            lr=config.lr, weight_decay=config.weight_decay, clip=config.clip_grad_norm,
-            spike_sigma=config.spike_sigma, warmup=config.lr_warmup,
-        )  # fmt: skip
-
-    def step(self, batches: Iterator[domains.Batch]) -> dict[str, Tensor]:
-        """One step of the optimizer over `grad_accum` micro-batches of this rank.
-
-        Returns:
-            0-dim tensors, means over the micro-batches: loss, velocity, reg; grad_norm, before
-            clipping, where the log asks for it. NaN, where the step was skipped.
-        """
-        config, ranks, step = self.config, self.ranks, self.state.step
-        weights = self.weights(step)
-        of_batch = self.draws(step)
-        parts = []
-        for micro, batch in enumerate(islice(batches, config.grad_accum)):
-            draws = of_batch.at(positions(
-                config.global_batch_size, rank=ranks.rank, ranks=ranks.size,
-                micro=micro, micro_batches=config.grad_accum,
-            ))  # fmt: skip
-            last = micro == config.grad_accum - 1
-            losses = self.backward(batch, draws, weights, micro=micro, last=last)
-            self.latest = batch
-            parts.append(torch.stack(losses).detach())
-        loss, velocity, reg = torch.stack(parts).mean(0)
-        # Of the two terms, the one that no schedule switches on or off tells of spikes.
-        seen = ranks.mean(velocity.clone()) if config.spike_sigma else None
-        norm, skipped = self.state.update(seen)
-        metrics = dict(loss=loss, velocity=velocity, reg=reg)
-        metrics |= {"grad_norm": norm} if self.reports(step + 1) else {}
-        return {name: value.masked_fill(skipped, math.nan) for name, value in metrics.items()}
-
-    def draws(self, step: int) -> StepDraws:
-        """The random numbers of a step that this codec and this method use."""
-        return draws_of_step(
-            self.config, self.domain.shape, step, self.ranks.device,
-            posterior=self.codec.uses_noise, teacher=self.looks_up,
-        )  # fmt: skip
-
-    def backward(
-        self, batch: domains.Batch, draws: StepDraws, weights: dict[str, Tensor], *,
-        micro: int, last: bool,
-    ) -> Losses:  # fmt: skip
-        """The gradients of a micro-batch's mean loss, added to those there are."""
-        inputs = self.inputs(batch, draws)
-        if self.model.draws:  # dropout, as a function of the step and of where it is computed
-            where = (self.state.step, self.ranks.rank, micro)
-            torch.manual_seed(seed_of(self.config.global_seed, "dropout", *where))
-        sync = parallel.gradient_sync(self.training_step, last=last)
-        with sync, self.arithmetic.kernels():
-            with self.arithmetic.autocast():
-                targets = self.targets(batch) if self.targets else ()
-                losses = self.training_step(**inputs, **weights, targets=targets)
-            # A loss that is not finite makes the whole gradient so, which all ranks see.
-            (losses.total / (self.config.grad_accum * losses.total.isfinite())).backward()
-        return losses
-
-    def inputs(self, batch: domains.Batch, draws: StepDraws) -> dict[str, Any]:
-        """What the training step sees of a micro-batch, besides weights and targets."""
-        return {
-            "x": self.codec.to_input(self.codec.encode(batch.raw), draws.posterior),
-            "noise": draws.noise,
-            "t": self.transport.times(draws.time),
-            "cond": self.model.drop(batch.cond, draws.dropped),
-            "mask": batch.mask,
-            "token_mask": self.token_mask(batch),
-            "ema": self.teacher,
-            "uniform": draws.teacher,
-        }
-
-    def token_mask(self, batch: domains.Batch) -> Tensor | None:
-        """(B, N), true where the regulariser counts: a token is a frame, where lengths differ."""
-        valid = batch.mask is not None and self.config.sync_tokens == "valid"
-        return batch.mask.flatten(1) if valid else None
-
-    def weights(self, step: int) -> dict[str, Tensor]:
-        """The factors of both terms, as tensors: a number would be part of a compiled graph."""
-        velocity = self.regulariser.velocity_weight(step) if self.regulariser else 1.0
-        factors = {"weight": self.reg_weight(step), "velocity_weight": velocity}
-        return {k: torch.full((), v, device=self.ranks.device) for k, v in factors.items()}
-
-    def example_loss(self, module: nn.Module) -> Tensor:
-        """The loss of a micro-batch of zeros."""
-        config, device = self.config, self.ranks.device
-        size = config.global_batch_size // (self.ranks.size * config.grad_accum)
-        x, zeros = (torch.zeros(size, *axes, device=device) for axes in (self.domain.shape, ()))
-        cond = {
-            name: value.to(device).expand(size, *value.shape[1:])
-            for name, value in self.model.example_condition().items()
-        }
-        targets = self.targets.example(size, device) if self.targets else ()
-        with self.arithmetic():
-            return module(
-                x, x, zeros, cond, **self.weights(0), ema=self.teacher,
-                uniform=zeros, targets=targets,
-            ).total  # fmt: skip
-
-    def telemetry(self) -> dict[str, float]:
-        """What the features and the gradients of both terms look like, on the latest micro-batch.
-
-        Changes nothing that is trained: its random numbers are those of the step to come, and the
-        gradients are thrown away. Costs two steps and a forward pass. `unit_ratio` is what
-        `grad_ratio` would be at weight 1: it tells of a term that is not switched on, too.
-        """
-        batch = self.latest
-        weights = self.weights(self.state.step)
-        weight = weights["weight"]
-        weights["weight"] = torch.ones_like(weight)  # the gradient is proportional to it
-        draws = self.draws(self.state.step).at(positions(
-            self.config.global_batch_size, rank=self.ranks.rank, ranks=self.ranks.size,
-            micro=0, micro_batches=self.config.grad_accum,
-        ))  # fmt: skip
-        zero = torch.zeros((), device=self.ranks.device)
-        norms = {}
-        for term in weights:
-            alone = {name: weights[name] if name == term else zero for name in weights}
-            self.backward(batch, draws, alone, micro=0, last=True)
-            norms[term] = self.state.grad_norm(self.model.parameters())  # not the projectors'
-            self.state.opt.zero_grad(set_to_none=True)
-        ratio = norms["weight"] / norms["velocity_weight"]
-        found = {"grad_ratio": weight * ratio, "unit_ratio": ratio}
-        found |= self.look(batch, draws)
-        names = sorted(found)
-        means = self.ranks.mean(torch.stack([found[name].float() for name in names]))
-        return dict(zip(names, means.tolist(), strict=True))
-
-    @torch.no_grad()
-    def look(self, batch: domains.Batch, draws: StepDraws) -> dict[str, Tensor]:
-        """The regulariser's own view of its blocks."""
-        inputs, weights = self.inputs(batch, draws), self.weights(self.state.step)
-        with self.arithmetic():
-            return self.training_step(**inputs, **weights, watch=True)
-
-    def is_finite(self) -> bool:
-        """Whether all that a checkpoint would hold is numbers; waits for the device."""
-        return self.ranks.mean(self.state.is_finite()).item() == 1
-
-    def counts(self) -> dict[str, int]:
-        """Of the run so far, after a look of the guard; only what there is."""
-        guard = self.state.guard
-        found = {"skipped_steps": guard.skipped, "rollbacks": guard.rollbacks}
-        return {name: count for name, count in found.items() if count}
-
-    def attach(self, batch: domains.Batch) -> domains.Batch:
-        """The batch with the features that the method aligns to."""
-        return self.targets.attach(batch) if self.targets else batch
-
-    def reg_weight(self, step: int) -> float:
-        return self.regulariser.weight(step) if self.regulariser else 0.0
-
-    def reports(self, step: int) -> bool:
-        """Whether a log line is written after this many steps."""
-        every = (self.config.log_every, self.config.ckpt_every)
-        return step == self.config.max_steps or any(step % steps == 0 for steps in every)
-
-    def resume(self, origin: Checkpoint) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: naming the first tensor that does not fit, or another VAE than then.
-        """
-        state = self.state
-        for module, weights in ((state.model, origin.model), (state.ema.model, origin.ema)):
-            if weights:
-                check_state(module, weights)
-        check_state(state.regulariser, origin.regulariser)
-        ours = self.domain.identity
-        if key := difference(origin.codec, ours):
-            raise ValueError(self.domain.unlike(key, origin.codec[key], ours[key]))
-        if origin.targets != self.made_by:
-            was, now = (", ".join(one.values()) for one in (origin.targets, self.made_by))
-            raise ValueError(f"it was aligned to features of {was}, but those here are of {now}")
-        self.state.resume(origin)
-
-    def content(self) -> dict[str, Any]:
-        """What a checkpoint of this run stores."""
-        return self.state.content() | {
-            "args": dataclasses.asdict(self.config),
-            "architecture": self.model.config,
-            "codec": self.domain.identity,
-            "targets": self.made_by,
-        }
-
-    def can_decode(self, log: Log) -> bool:
-        """Whether samples can be shown; found out before the run, not at its first preview."""
-        x = torch.zeros(1, *self.domain.shape, device=self.ranks.device)
-        try:
-            self.codec.decode(x)
-            self.domain.condition(self.previewed())
-        except InputError as error:
-            log.say(f"no previews: {error}")
-            return False
-        return True
-
-    def preview(self, path: Path) -> None:
-        """A sheet of EMA samples, the same seeds and classes every time."""
-        if not (self.ranks.is_main or self.config.shard):  # a sharded network needs all ranks
-            return
-        chosen = self.previewed()
-        x, _ = self.sample(range(len(chosen)), chosen=chosen, cfg_scale=self.config.cfg_scale)
-        if self.ranks.is_main:
-            cond, titles = self.domain.condition(chosen), self.domain.titles(chosen)
-            self.domain.save_grid(self.codec.decode(x), path, cond=cond, titles=titles)
-
-    def previewed(self, count: int = 16) -> Tensor:
-        """Choices spread over all that there are (count,)."""
-        choices = max(self.domain.choices, 1)
-        return torch.arange(count, device=self.ranks.device) * choices // count
-
-    def draw(self, numbers: range) -> tuple[Tensor, Tensor]:
-        """Unguided EMA samples by their numbers: uint8 (B, C, H, W), and their classes (B,)."""
-        x, y = self.sample(numbers)
-        return self.codec.decode(x), y
-
-    @torch.no_grad()
-    def sample(
-        self, numbers: range, *, chosen: Tensor | None = None, cfg_scale: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """What the EMA model draws (B, C, *axes), and choices of the domain (B,), random ones
-        unless given."""
-        domain = self.domain
-        streams = SampleStreams(numbers, self.config.global_seed, self.ranks.device)
-        z, drawn = streams.start(domain.shape, domain.choices)
-        chosen = drawn if chosen is None else chosen
-        sample = Sampler(self.transport).sample_few(
-            guidance=Guidance(cfg_scale, self.model.null, domain.guided_channels),
-            randn=streams.like,
-        )
-        with self.arithmetic():
-            x = sample(z, self.state.ema.model, **domain.condition(chosen))[-1]
-        return x, chosen
-
-    def summary(self) -> str:
-        config = self.config
-        return (
-            f"{config.model}, {self.regulariser or 'no regulariser'}, {config.precision}, "
-            f"attention by {self.attention}{', compiled' if config.compile == 'on' else ''}"
-        )
-
-
-def build(
-    config: TrainConfig, device: torch.device
-) -> tuple[TrainConfig, domains.Domain, Transport, Denoiser, Method]:
-    """The parts that the flags describe, and the flags with every `None` decided.
-
-    Raises:
-        ValueError: flags that do not go together.
-    """
-    pretrained = config.pretrained or architecture(config.model).get("pretrained")
-    domain = domains.build(
-        config.dataset_name, data_path=config.data_path, image_size=config.image_size,
-        num_classes=config.num_classes, vae=config.vae, text_encoder=config.text_encoder,
-        num_frames=config.num_frames, frame_stride=config.frame_stride, pretrained=pretrained,
-        cache_dir=config.cache_dir, skip_corrupt=config.skip_corrupt,
-    )  # fmt: skip
-    config = dataclasses.replace(
-        config,
-        image_size=domain.image_size,
-        pretrained=pretrained,
-        num_classes=domain.num_classes,
-        vae=domain.vae,
-        text_encoder=domain.text_encoder,
-        num_frames=domain.num_frames,
-        frame_stride=domain.frame_stride,
-        precision=config.precision or default_precision(device),
-        compile=compiles(config.compile, device),
-    )
-    transport = create_transport(
-        config.path_type, config.prediction, config.loss_weight, config.train_eps,
-        config.sample_eps, config.time_shift,
-    )  # fmt: skip
-    task = Task(
-        domain.shape, domain.num_classes, domain.multi_label, domain.text_width,
-        transport.path.steps, config.learn_sigma, config.mask_frames,
-        (config.path_type, config.prediction), config.precision == "bf16",
-    )  # fmt: skip
-    new = partial(
-        create, config.model, task, depth=config.depth, hidden_size=config.hidden_size,
-        num_heads=config.num_heads, dropout=config.dropout, pretrained=pretrained,
-        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha,
-    )  # fmt: skip
-    if not pretrained:
-        model = described(new)  # all that a dry run shows
-    if pretrained or not config.dry_run:
-        torch.manual_seed(config.global_seed)
-        model = new()
-    if config.shard and pretrained_parts(model):
-        raise InputError("--shard is for networks that are trained whole: give --lora-rank 0")
-    model.activation_checkpointing = config.activation_checkpointing
-    model.keeps_condition_token = config.sync_tokens == "all"
-    check_flags(config)
-    config, method = METHODS[config.loss_type](config, model, domain)
-    return config, domain, transport, model, method
-
-
-def described(new: Callable[[], Denoiser]) -> Denoiser:
-    """A model on the meta device: shapes alone.
-
-    Raises:
-        InputError: more weights than this machine has memory.
-    """
-    try:
-        with torch.device("meta"):
-            model = new()
-    except RuntimeError as error:
-        if "overflowed" not in str(error):
-            raise
-        raise InputError("these flags are of a model of more bytes than a number holds") from error
-    parameters = sum(p.numel() for p in model.parameters())
-    if 4 * parameters > memory():
-        raise InputError(
-            f"these flags are of a model of {parameters:,} parameters, {4 * parameters / GIB:,.0f} "
-            f"GiB, and this machine has {memory() / GIB:.0f} GiB"
-        )
-    return model
-
-
-def with_length(config: TrainConfig, images: int, ranks: int, least: int = 1) -> TrainConfig:
-    """The flags with `max_steps` decided.
-
-    Raises:
-        InputError: the global batch does not fit the data or the processes.
-    """
-    batch, parts = config.global_batch_size, ranks * config.grad_accum
-    if batch < 1 or batch % parts:
-        raise InputError(
-            f"--global-batch-size {batch} is not divisible by {ranks} processes x "
-            f"{config.grad_accum} micro-batches"
-        )
-    if batch // parts < least:
-        raise InputError(
-            f"--loss-type {config.loss_type} compares images: a micro-batch needs {least} or more, "
-            f"and --global-batch-size {batch} gives {batch // parts}"
-        )
-    if images < batch:
-        raise InputError(
-            f"the data set has {images} images, fewer than one --global-batch-size {batch}"
-        )
-    steps = config.epochs * (images // batch) if config.max_steps is None else config.max_steps
-    return dataclasses.replace(config, max_steps=steps)
-
-
 def sound(feed: Feed, log: Log, pulse: Pulse) -> Iterator[domains.Batch]:
     """The batches, what is wrong in them said or raised."""
     while True:
@@ -611,18 +217,6 @@ def score_of(
     from evaluations.images.in_training import TrainingScore
 
     return TrainingScore(config, domain, ranks, folder)
-
-
-def needs_of(model: Denoiser) -> Needs:
-    outside = pretrained_parts(model)
-    own = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in outside)
-    return Needs(own, train_flops(model), sum(p.numel() * p.element_size() for p in outside))
-
-
-def pretrained_parts(model: Denoiser) -> list[nn.Parameter]:
-    """Parameters that are not trained and in no checkpoint."""
-    stored = model.state_dict().keys()
-    return [p for name, p in model.named_parameters() if name not in stored]
 
 
 def print_dry_run(config: TrainConfig, model: Denoiser) -> None:

@@ -1,4 +1,4 @@
-"""Our training step as the benchmarks run it: train.py's own Trainer on random latents."""
+"""Our training step as the benchmarks run it: training.Trainer on random latents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from runtime.config import TrainConfig
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user
 from runtime.errors import InputError
-from train import Trainer, build
+from training import Trainer, build
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from models import architecture
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from train import build
+from training import build
 
 VANILLA = "vanilla"
 

@@ -25,7 +25,7 @@ from runtime.errors import InputError
 from runtime.files import write_json
 from runtime.hardware import facts
 from runtime.text import columns
-from train import build
+from training import build
 
 OF_ITS_OWN_BLOCKS = {"layer_sync": "linear", "dispersive": "quadratic"}  # in the batch: the paper
 

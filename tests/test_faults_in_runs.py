@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import domains
-import train
+import training
 from domains import store
 from domains.image_store import ImageEncoding, content_of
 from domains.order import GlobalBatches
@@ -424,14 +424,14 @@ def test_a_run_that_cannot_be_mended_ends_with_one_sentence(tmp_path):
     assert "training broke down 4 times after step 1, each time with other data" in result.err
 
 
-def trainer_of(**flags) -> train.Trainer:
+def trainer_of(**flags) -> training.Trainer:
     device = torch.device("cpu")
     config = TrainConfig(
         dataset_name="digits", model="SiT-Ti/4", depth=2, hidden_size=32, num_heads=2,
         global_batch_size=12, max_steps=10, grad_accum=2, loss_type="vanilla", **flags,
     )  # fmt: skip
-    config, *parts = train.build(config, device)
-    return train.Trainer(config, *parts, Ranks(0, 1, device))
+    config, *parts = training.build(config, device)
+    return training.Trainer(config, *parts, Ranks(0, 1, device))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])

@@ -52,13 +52,13 @@ def test_training_resumes_and_samples_on_the_gpu(tmp_path, precision):
 
 @pytest.mark.parametrize("flags", [{}, {"precision": "bf16", "compile": "on"}])
 def test_the_step_never_waits_for_the_device(flags):
-    import train
+    import training
     from runtime.config import TrainConfig
 
     device = torch.device("cuda", 0)
     config = TrainConfig(dataset_name="synthetic", model="SiT-S/2", global_batch_size=16, **flags)
-    config, *parts = train.build(config, device)
-    trainer = train.Trainer(config, *parts, Ranks(0, 1, device))
+    config, *parts = training.build(config, device)
+    trainer = training.Trainer(config, *parts, Ranks(0, 1, device))
     images = parts[0].train_set()
     draws = domains.Draws.plain(range(16))
     batch = images.__getitems__(draws).to_device(device)

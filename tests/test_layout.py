@@ -33,13 +33,14 @@ MAY_IMPORT = {
     "domains": {"runtime"},
     "evaluations": {"domains", "models", "transport", "layersync", "runtime", "sample"},
     "methods": {"domains", "models", "layersync", "runtime", "evaluations"},
+    "training": {"domains", "methods", "models", "transport", "runtime"},
     "benchmarks": {
-        "domains", "models", "transport", "layersync", "runtime", "evaluations", "methods", "train",
-        "sample",
+        "domains", "models", "transport", "layersync", "runtime", "evaluations", "methods",
+        "training", "sample",
     },
     "experiments": {
-        "domains", "models", "transport", "layersync", "runtime", "evaluations", "methods", "train",
-        "sample",
+        "domains", "models", "transport", "layersync", "runtime", "evaluations", "methods",
+        "training", "sample",
     },
 }  # fmt: skip
 COMMANDS = (

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers")
 
 import domains
-import train
+import training
 from runtime.config import TrainConfig, parse
 from runtime.distributed import Ranks
 from runtime.presets import PRESETS
@@ -89,9 +89,9 @@ def test_padding_enters_neither_loss_nor_cosine(flags):
     and all gradients stay as they are."""
     words = [*map(str, flags), "--image-size", "80", "--mask-frames", "--dropout", "0"]
     config = parse(TrainConfig, PRESETS, words)
-    config, domain, transport, model, method = train.build(config, torch.device("cpu"))
+    config, domain, transport, model, method = training.build(config, torch.device("cpu"))
     alone = Ranks(0, 1, torch.device("cpu"))
-    trainer = train.Trainer(config, domain, transport, model, method, alone)
+    trainer = training.Trainer(config, domain, transport, model, method, alone)
     batch = domain.train_set().__getitems__(domains.Draws.plain(range(4)))
     assert not batch.mask.all()
     inputs = trainer.inputs(batch, trainer.draws(0))

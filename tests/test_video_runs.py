@@ -11,7 +11,7 @@ pytest.importorskip("av")
 import av
 
 import domains
-import train
+import training
 from domains import Draws
 from evaluations.extractors import classifier as classifiers
 from runtime.config import TrainConfig, parse
@@ -95,7 +95,7 @@ def test_trd_compares_the_frames_of_a_clip(flags, tmp_path):
     reg = [line["reg"] for line in rows(folder)]
     assert reg[0] == pytest.approx(0, abs=1e-6) and 0 < reg[2] < 1
     config = parse(TrainConfig, PRESETS, list(map(str, [*flags, *words])))
-    *_, method = train.build(config, torch.device("cpu"))
+    *_, method = training.build(config, torch.device("cpu"))
     assert method.regulariser.similarity.keywords["frames"] == 8  # 16, two to a token
 
 

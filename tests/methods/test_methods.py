@@ -377,12 +377,12 @@ def test_the_gradient_ratio_is_that_of_the_model(tmp_path, flags_of):
     words = ["--max-steps", 1, "--telemetry-every", 1, "--results-dir", tmp_path]
     succeed("train", *flags_of("sra2"), *words)
     (row,) = [row for row in rows(tmp_path) if "telemetry" in row]
-    import train
+    import training
     from runtime.distributed import Ranks
 
-    config = parse(train.TrainConfig, PRESETS, [str(w) for w in [*flags_of("sra2"), *words]])
+    config = parse(TrainConfig, PRESETS, [str(w) for w in [*flags_of("sra2"), *words]])
     alone = Ranks(0, 1, torch.device("cpu"))
-    trainer = train.Trainer(*train.build(config, alone.device), alone)
+    trainer = training.Trainer(*training.build(config, alone.device), alone)
     draws = domains.order.GlobalBatches(1297, 12, seed=0, start=0, stop=2, rank=0, ranks=1)
     trainer.step(iter([trainer.domain.train_set().__getitems__(next(iter(draws)))]))
     ratio = trainer.telemetry()["grad_ratio"]
