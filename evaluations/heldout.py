@@ -141,7 +141,8 @@ def images_of(domain: Domain) -> tuple[Any, bool]:
 @torch.no_grad()
 def losses_of(opened: Opened, images: Any, flags: Flags, device: torch.device) -> Iterator[Tensor]:
     """The losses of one batch of images after the other: float64 (batch, bins) on the CPU."""
-    codec, transport, shape = opened.domain.codec, opened.transport, opened.domain.shape
+    codec, shape = opened.domain.codec, opened.domain.shape
+    transport = replace(opened.transport, shift=1.0)  # bins are of t, whatever training dwelt on
     order = chosen(len(images), flags.images, flags.seed, "held-out images")
     for batch in read(images, order, flags.batch_size, device, skippable=True):
         drawn = [draws_of(index, flags, shape) for index in batch.index.tolist()]

@@ -81,21 +81,20 @@ def looked_at(study: Study, flags: Flags) -> dict[str, Any]:
     study.class_names()  # refused before the losses are looked at
     opened = study.subject.opened
     asked = heldout.Flags(images=flags.images, seed=flags.seed, batch_size=flags.batch_size)
-    images, held_out = shown(study)
-    losses = torch.cat(list(heldout.losses_of(opened, images, asked, study.ranks.device)))
+    losses = torch.cat(list(heldout.losses_of(opened, shown(study), asked, study.ranks.device)))
     probe, tested = qualities(study, flags.probed)
     return {
-        "held_out": held_out, "bins": losses.mean(0).tolist(), "losses": losses.mean(1).tolist(),
+        "bins": losses.mean(0).tolist(), "losses": losses.mean(1).tolist(),
         "probe": probe, "tested": tested,
     }  # fmt: skip
 
 
-def shown(study: Study) -> tuple[DataSet, bool]:
-    """The images of the losses, with the conditions that the network knows, and whether training
-    never saw them."""
-    opened = study.subject.opened
-    domain = domain_of(study.where, opened.checkpoint, opened.network.model)
-    return heldout.images_of(domain)
+def shown(study: Study) -> DataSet:
+    """The held-out images of the losses, with the conditions that the network knows."""
+    opened, val_path = study.subject.opened, study.flags.val_path
+    where = replace(study.where, data_path=val_path) if val_path else study.where
+    domain = domain_of(where, opened.checkpoint, opened.network.model)
+    return domain.train_set(augment=False) if val_path else domain.held_out_set()
 
 
 def without_each(study: Study, flags: Flags) -> list[float]:
@@ -104,7 +103,7 @@ def without_each(study: Study, flags: Flags) -> list[float]:
         flags.ckpt, images=flags.dropped, samples=0, seed=flags.seed, batch_size=flags.batch_size
     )
     opened, device = study.subject.opened, study.ranks.device
-    found, _ = drop_blocks.measured(opened, shown(study), asked, GridODE(), device)
+    found, _ = drop_blocks.measured(opened, (shown(study), True), asked, GridODE(), device)
     return [row["more"]["mean"] for row in found["rows"][1:]]  # the first one is the whole
 
 

@@ -110,7 +110,8 @@ def matrix(
         return metric(F.normalize(side.of(block).to(device), dim=1))
 
     columns = [prepared(other, block) for block in other.blocks]
-    return [[prepared(one, block).to(column) for column in columns] for block in one.blocks]
+    rows = (prepared(one, block) for block in one.blocks)  # one at a time in memory
+    return [[row.to(column) for column in columns] for row in rows]
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -142,11 +143,11 @@ def as_text(found: dict[str, Any]) -> str:
             same = np.equal.outer(found["blocks"], found["against_blocks"])
             others[same] = -np.inf
         row, column = np.unravel_index(others.argmax(), values.shape)
-        best = f"{found['blocks'][row]} and {found['against_blocks'][column]}"
-        lines.append(
-            f"{name.replace('_', ' ')}: mean {values.mean():.4f}, most alike {others.max():.4f} "
-            f"of blocks {best}"
-        )
+        line = f"{name.replace('_', ' ')}: mean {values.mean():.4f}"
+        if np.isfinite(others.max()):
+            best = f"{found['blocks'][row]} and {found['against_blocks'][column]}"
+            line += f", most alike {others.max():.4f} of blocks {best}"
+        lines.append(line)
     return "\n".join(lines)
 
 

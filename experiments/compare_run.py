@@ -197,11 +197,15 @@ def band_of(runs: Sequence[Result | Seen], name: str) -> Band | None:
 def as_text(bands: dict[str, Band], curves: dict[str, Curve], seeds: int) -> str:
     rows = []
     for name, band in bands.items():
-        last = max(curves[name])
-        reference = float(np.interp(last, band.steps, band.mean))
-        value = curves[name][last]
+        first, last = band.steps[0], band.steps[-1]
+        shared = [step for step in curves[name] if first <= step <= last]
+        if not shared:
+            rows.append([name, "-", "-", "-", "-", "no step of the references"])
+            continue
+        step = max(shared)
+        reference, value = float(np.interp(step, band.steps, band.mean)), curves[name][step]
         rows.append([
-            name, str(last), f"{value:.4g}", f"{reference:.4g}",
+            name, str(step), f"{value:.4g}", f"{reference:.4g}",
             f"{value - reference:+.2g}", verdict(band.distances(curves[name])),
         ])  # fmt: skip
     head = ["", "step", "here", f"mean of {seeds}", "here minus it", "band"]

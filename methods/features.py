@@ -19,7 +19,7 @@ import domains
 from domains import Batch
 from domains.codecs import PIXELS
 from domains.reading import read
-from evaluations.extractors import open_extractor
+from evaluations.extractors import check_rate, open_extractor
 from evaluations.extractors.timm import Asked
 from evaluations.extractors.vit import VisionTransformer
 from runtime import distributed
@@ -73,7 +73,7 @@ def main() -> None:
         flags.data, data_path=flags.data_path, image_size=flags.image_size,
         num_classes=flags.num_classes, vae=PIXELS, cache_dir=flags.cache_dir,
     )  # fmt: skip
-    seer = seer_of(flags, ranks.device)
+    seer = seer_of(flags, domain.rate, ranks.device)
     images = domain.train_set(augment=False)
     with atomic_write(flags.out / VALUES) as file:
         shape = write_values(file, seer, images, flags, ranks.device)
@@ -85,8 +85,11 @@ def main() -> None:
     print(f"{flags.out}: {card.count} images, {card.kind} of {card.shape} by {card.made_by}")
 
 
-def seer_of(flags: Flags, device: torch.device) -> Seer:
+def seer_of(flags: Flags, rate: int | None, device: torch.device) -> Seer:
     """
+    Args:
+        rate: of the data, where these are sounds.
+
     Raises:
         InputError: not exactly one of --extractor and --encoder, or no weights.
     """
@@ -94,6 +97,7 @@ def seer_of(flags: Flags, device: torch.device) -> Seer:
         raise InputError("give --extractor for vectors or --encoder for tokens, one of them")
     if flags.extractor:
         extractor = open_extractor(flags.extractor, device, weights=flags.weights)
+        check_rate(extractor, rate, flags.data)
         made_by = f"{extractor.name} {extractor.fingerprint}"
         return Seer(made_by, lambda batch: extractor(batch.raw).pool)
     asked = Asked(f"--encoder {flags.encoder}", "--weights")

@@ -7,9 +7,9 @@ import torch
 
 from runtime.errors import InputError
 
-from .extractor import Extractor, Features
+from .extractor import Extractor, Features, check_rate
 
-__all__ = ["Extractor", "Features", "open_extractor"]
+__all__ = ["Extractor", "Features", "check_rate", "open_extractor"]
 
 # Imported where they are opened, for timm is optional.
 

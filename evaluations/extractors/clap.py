@@ -18,7 +18,7 @@ from runtime.precision import plain_float32
 
 from .extractor import UNREADABLE, Features, reason_of
 
-RATE = 48_000
+RATE = 48_000  # that CLAP hears
 LONGEST = 480_000  # samples that CLAP hears: longer sounds are cut, shorter ones repeated
 
 
@@ -31,6 +31,7 @@ class ClapExtractor:
 
     half_distances = reads_labels = False
     distance = "fad"
+    rate = 44_100  # MTG-Jamendo's
 
     def __init__(self, network: nn.Module, prepare, name: str, device: torch.device) -> None:
         self.network = network.eval().requires_grad_(False).to(device)
@@ -39,7 +40,7 @@ class ClapExtractor:
         self.truncation = "fusion" if network.config.enable_fusion else "rand_trunc"
         self.fingerprint = fingerprint(network.state_dict())
 
-    def __call__(self, sounds: Tensor, rate: int = 44_100) -> Features:
+    def __call__(self, sounds: Tensor) -> Features:
         """int16 (N, channels, samples) -> pool (N, D).
 
         Raises:
@@ -48,7 +49,7 @@ class ClapExtractor:
         if sounds.dtype != torch.int16 or sounds.ndim != 3:
             raise InputError(f"--extractor {self.name} hears sounds, and these are pictures")
         mono = sounds.float().mean(1).cpu().numpy() / 32768
-        heard = [resampled(one, rate, RATE)[:LONGEST] for one in mono]
+        heard = [resampled(one, self.rate, RATE)[:LONGEST] for one in mono]
         inputs = self.prepare(
             [one.astype(np.float64) for one in heard],
             sampling_rate=RATE,

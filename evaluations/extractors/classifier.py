@@ -74,6 +74,7 @@ class Classifier:
     fingerprint: str = field(init=False)  # SHA-256 of the weights
     distance: ClassVar[str] = "fd_classifier"
     half_distances: ClassVar[bool] = False  # ADM's rounding is Inception's alone
+    rate: ClassVar[None] = None
     reads_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ class Extractor(Protocol):
     distance: str  # what its Frechet distance is called: "fid" is Inception's, "fvd" I3D's alone
     half_distances: bool  # precision / recall in ADM's float16 by default (Inception alone)
     reads_labels: bool  # its classes are those of the samples' labels
+    rate: int | None  # samples per second of the sounds that it takes; None: any, or no sounds
     device: torch.device
 
     def __call__(self, images: Tensor) -> Features:
@@ -35,6 +36,21 @@ class Extractor(Protocol):
 
     def probabilities(self, pool: Tensor) -> Tensor | None:
         """Pooled features (N, D) -> classes (N, K) for the Inception score; None: it has none."""
+
+
+def check_rate(extractor: Extractor, rate: int | None, name: str) -> None:
+    """
+    Args:
+        rate: of the sounds `name`, in samples per second; None: unknown, or no sounds.
+
+    Raises:
+        InputError: the extractor would hear them slower or faster than they are.
+    """
+    if extractor.rate is not None and rate not in (None, extractor.rate):
+        raise InputError(
+            f"--extractor {extractor.name} takes sounds of {extractor.rate} samples per second, "
+            f"and {name} has {rate}: use --extractor classifier:FILE"
+        )
 
 
 def as_color(images: Tensor, name: str) -> Tensor:

@@ -29,6 +29,7 @@ class I3DExtractor:
     """
 
     half_distances = reads_labels = False
+    rate = None
     distance = "fvd"
 
     def __init__(self, network: nn.Module, fingerprint: str, device: torch.device) -> None:

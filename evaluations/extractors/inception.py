@@ -282,6 +282,7 @@ class Inception:
 
     name, distance = NAME, "fid"
     half_distances, reads_labels = True, False
+    rate = None
 
     def __init__(self, network: InceptionNet, fingerprint: str, device: torch.device) -> None:
         network = network.eval().requires_grad_(False)

@@ -27,6 +27,7 @@ class TimmExtractor:
     """
 
     half_distances = reads_labels = False
+    rate = None
 
     def __init__(
         self, network: nn.Module, name: str, data: dict[str, Any], device: torch.device

@@ -68,12 +68,12 @@ class Evaluator:
 
     def scores(self, images: Images, count: int) -> tuple[Scores, list[str]]:
         seen = self.look_at(images, count=count)
-        return self.ranks.from_main(
-            lambda: (
-                scores_of(seen, self.reference, self.extractor, self.how),
-                warnings_of(seen, self.reference, self.extractor),
-            )
-        )
+
+        def measured() -> tuple[Scores, list[str]]:
+            found = scores_of(seen, self.reference, self.extractor, self.how)
+            return found, warnings_of(found, seen, self.reference, self.extractor, self.how)
+
+        return self.ranks.from_main(measured)
 
 
 def clips_of(samples: Images, real: Images) -> dict[str, Any]:

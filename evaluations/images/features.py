@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluations.extractors import Extractor
+from evaluations.extractors import Extractor, check_rate
 from evaluations.metrics import Moments
 from runtime.distributed import Ranks
 
-from .sources import Images
+from .sources import Images, classes_of_all
 
 MERGED = 1024  # rows that enter the moments at a time: a merge costs as much as a thousand rows
 
@@ -61,6 +61,7 @@ def look_at(
     Raises:
         InputError: the images are damaged, or not such as the extractor takes.
     """
+    check_rate(extractor, images.rate, images.name)
     count = len(images) if count is None else count
     numbers = range(count * ranks.rank // ranks.size, count * (ranks.rank + 1) // ranks.size)
     pools, labels, pool, spatial, brightest = [], [], Pending(), Pending(), 0
@@ -73,8 +74,7 @@ def look_at(
             if features.spatial is not None:
                 spatial.add(features.spatial)
             brightest = max(brightest, int(raw.max()))
-            if y is not None:
-                labels.append(y)
+            labels.append(y)
             bar.update(len(raw))
     pool.flush()
     spatial.flush()
@@ -88,7 +88,7 @@ def look_at(
         torch.cat(pools),
         merged([part[2] for part in parts]),
         merged([part[3] for part in parts]) if parts[0][3] else None,
-        torch.cat(labels) if labels else None,
+        classes_of_all(labels),
         max(part[4] for part in parts),
     )
 

@@ -29,7 +29,7 @@ class Drawn:
 
     def __init__(self, domain: domains.Domain, count: int, draw: Draw) -> None:
         self.name, self.shape = "samples", domain.raw_shape
-        self.frame_stride = domain.frame_stride
+        self.frame_stride, self.rate = domain.frame_stride, domain.rate
         self.labeled, self.count, self.draw = domain.num_classes > 0, count, draw
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from runtime.files import atomic_write
 from runtime.random import generator
 
 from .features import Seen, look_at
-from .sources import LABELS, DataSetImages, Images, NpzImages, Real, read_arrays
+from .sources import LABELS, DataSetImages, Images, NpzImages, Real, classes_of_all, read_arrays
 
 KEPT = 10_000  # images that a reference keeps for precision, recall and KID, as ADM's do
 # What an .npz holds of the statistics, by ADM's names, and which features they are of.
@@ -192,6 +192,7 @@ def as_arrays(name: str, images: Images, numbers: Tensor, batch: int) -> dict[st
         chosen = wanted[first : first + len(raw)]
         some = raw[chosen].movedim(1, -1).numpy()
         values[done : done + len(some)] = some
-        labels += [] if y is None else [y[chosen]]
+        labels.append(None if y is None else y[chosen])
         done, first = done + len(some), first + len(raw)
-    return {name: values} | ({LABELS[name]: torch.cat(labels).numpy()} if labels else {})
+    y = classes_of_all(labels)
+    return {name: values} | ({} if y is None else {LABELS[name]: y.numpy()})

@@ -107,7 +107,8 @@ def check_sets(names: Sequence[str], sets: Sequence[Images]) -> None:
     """Refuse sets of which a mean says nothing.
 
     Raises:
-        InputError: one is there twice, they differ in number, or they were drawn differently.
+        InputError: one is there twice, they differ in number, or they were drawn differently; by
+            what their protocols say, they are of other models, or with one seed the same samples.
     """
     if len({beside(name, "") for name in names}) < len(names):
         raise InputError("one of the SAMPLES is named twice: independent sets are of other seeds")
@@ -124,6 +125,27 @@ def check_sets(names: Sequence[str], sets: Sequence[Images]) -> None:
                 f"{names[0]} and {name} were drawn with another {', '.join(changed)}: score them "
                 "one by one"
             )
+    origins = [origin(read_protocol(name)) for name in names]
+    if len({model for model, _ in origins if model}) > 1:
+        raise InputError(
+            "the SAMPLES were drawn from different checkpoints: independent sets are of one model, "
+            "so score them one by one"
+        )
+    known = [one for one in origins if None not in one]
+    if len(set(known)) < len(known):
+        raise InputError(
+            "two of the SAMPLES were drawn with the same seed and are the same images: draw one "
+            "with another --global-seed"
+        )
+
+
+def origin(protocol: dict[str, Any] | None) -> tuple[str | None, int | None]:
+    """The hash of the checkpoint and the seed that samples are of, as far as their protocol says
+    so."""
+    said = protocol or {}
+    model, seed = said.get("checkpoint"), said.get("seed")
+    model = model.get("sha256") if isinstance(model, dict) else None
+    return model if type(model) is str else None, seed if type(seed) is int else None
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -78,13 +78,25 @@ def accuracy(probabilities: Tensor, y: Tensor) -> float:
     return (probabilities.argmax(1).cpu() == y).double().mean().item()
 
 
-def warnings_of(seen: Seen, reference: Reference, extractor: Extractor) -> list[str]:
+def warnings_of(
+    scores: Scores, seen: Seen, reference: Reference, extractor: Extractor, how: How
+) -> list[str]:
     """What makes these numbers hard to compare."""
     found, count, width = [], len(seen), seen.pool.shape[1]
+    if "inception_score" in scores.values and count > how.split and count % how.split:
+        found.append(
+            f"the last {count % how.split} images count for the Inception score like each "
+            f"{how.split} before them, as in ADM's evaluator: draw a multiple of {how.split}"
+        )
     if count <= width:
         found.append(
             f"{count} images are too few for a covariance of {width} features: "
             f"{extractor.distance} has a large bias"
+        )
+    if reference.count is not None and reference.count <= width:
+        found.append(
+            f"{reference.name} has {reference.count} images, too few for a covariance of {width} "
+            f"features: {extractor.distance} has a large bias"
         )
     if extractor.distance == "fid" and count != FID_SAMPLES:
         found.append(

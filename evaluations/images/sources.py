@@ -5,7 +5,7 @@ import lzma
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -49,6 +49,7 @@ class Images(Protocol):
     name: str  # what a person calls them
     shape: tuple[int, ...]  # (C, H, W), (C, T, H, W) or (channels, samples)
     frame_stride: int | None  # of clips, frames from one to the next; None: unknown, or no clips
+    rate: int | None  # of sounds, samples per second; None: unknown, or no sounds
 
     def __len__(self) -> int: ...
 
@@ -80,6 +81,8 @@ class NpzImages:
     Raises:
         InputError: no such file, damaged, or another kind of arrays.
     """
+
+    rate = None
 
     def __init__(self, path: str | Path, array: str = "arr_0") -> None:
         self.path, self.array, self.name = Path(path), array, str(path)
@@ -198,6 +201,7 @@ class DataSetImages:
         self.workers = workers if image_set.decodes else 0
         self.numbers = np.arange(len(image_set)) if numbers is None else numbers
         self.shape, self.frame_stride = domain.raw_shape, domain.frame_stride
+        self.rate = domain.rate
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -223,6 +227,12 @@ class DataSetImages:
             if self.domain.multi_label:
                 y = single_labels(y)
             yield Block(raw, y if self.domain.num_classes else None)
+
+
+def classes_of_all(labels: Sequence[Tensor | None]) -> Tensor | None:
+    """Of consecutive blocks together; None where one has none."""
+    known = [y for y in labels if y is not None]
+    return torch.cat(known) if known and len(known) == len(labels) else None
 
 
 def single_labels(y: Tensor) -> Tensor | None:

@@ -15,9 +15,12 @@ class Curves(NamedTuple):
 
     @property
     def rising(self) -> bool:
-        """Whether the last fifth of the training has still added half a point: it is too short."""
+        """Whether the last fifth of the training, at least its last epoch, has still added half a
+        point: it is too short. One epoch alone cannot tell that it is not."""
         means = self.values.mean(1)
-        return bool(means[-1] - means[-1 - len(means) // 5] > 0.005)
+        if len(means) == 1:
+            return True
+        return bool(means[-1] - means[-1 - max(1, len(means) // 5)] > 0.005)
 
     @property
     def best(self) -> list[float]:

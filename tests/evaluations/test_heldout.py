@@ -162,6 +162,14 @@ def test_losses_of_another_kind_are_not_compared(checkpoints, tmp_path):
     assert "differ in prediction" in said
 
 
+def test_the_bins_are_of_t_whatever_training_dwelt_on(checkpoints, tmp_path):
+    """A run whose times were shifted to noise is held against others at equal times."""
+    args = torch.load(checkpoints[1], weights_only=True)["args"]
+    shifted = rewritten(checkpoints[1], tmp_path / "s.pt", args=args | {"time_shift": 5.0})
+    found = measured(flags([checkpoints[1], shifted]), CPU)
+    assert found["checkpoints"][1]["ema_minus_first"]["bins"] == [0.0] * 3
+
+
 def test_bad_input_is_one_sentence(checkpoints, tmp_path):
     assert "--bins 0: give 1 or more" in refused("evaluations.heldout", *checkpoints, "--bins", 0)
     assert "does not exist" in refused("evaluations.heldout", tmp_path / "no.pt")

@@ -18,7 +18,8 @@ from evaluations.extractors import Features
 from evaluations.extractors import classifier as classifiers
 from evaluations.extractors.classifier import Classifier, SmallCNN, images_of
 from evaluations.images.evaluator import Evaluator
-from evaluations.images.reference import make_reference
+from evaluations.images.features import look_at
+from evaluations.images.reference import as_arrays, make_reference
 from evaluations.images.scores import How
 from evaluations.images.sources import Block, Real, open_images, real_of
 from evaluations.metrics import Moments, frechet_distance
@@ -33,7 +34,7 @@ TOOL = "evaluations.images.__main__"
 class Held:
     """Images in memory."""
 
-    name = "held"
+    name, rate = "held", None
 
     def __init__(self, raw, y=None):
         self.raw, self.y, self.shape = raw, y, tuple(raw.shape[1:])
@@ -132,6 +133,18 @@ def test_the_floor_is_taken_at_the_samples_number(evaluator, held_out):
     assert any("too few for a covariance of 64" in warning for warning in few["warnings"])
 
 
+def test_a_last_split_that_is_shorter_is_said(digits, classifier, held_out):
+    """Three images alone score 3 at most, and count as much as the 80 before them."""
+    real = real_of(digits.name, digits, workers=0)
+    by_80 = Evaluator(real, classifier, ALONE, How(half=False, split=80), batch=500, progress=False)
+    said = [
+        by_80.evaluate(Held(held_out.raw[:count]), with_floor=False)["warnings"]
+        for count in (160, 163)
+    ]
+    assert not any("Inception score" in one for one in said[0])
+    assert any("the last 3 images count for the Inception score" in one for one in said[1])
+
+
 def test_the_reference_is_the_training_images(digits, classifier, evaluator):
     real = images_of(digits, digits.train_set())
     result = evaluator.evaluate(Held(*real))
@@ -158,7 +171,7 @@ class Linear:
     """An extractor with spatial features and without classes."""
 
     name, fingerprint, distance = "linear", "f" * 64, "fd_linear"
-    half_distances, reads_labels, device = False, False, torch.device("cpu")
+    half_distances, reads_labels, rate, device = False, False, None, torch.device("cpu")
 
     def __call__(self, images):
         flat = images.flatten(1).float() / 255
@@ -198,6 +211,32 @@ def test_stored_statistics_are_used_and_the_images_for_precision(tmp_path, pixel
         real, drawn = (Moments.of(linear(images)[part]) for images in (pixels, samples))
         assert scores[name] == pytest.approx(frechet_distance(drawn, real), rel=1e-6)
     assert len(evaluator.reference.pool) == 50 and "inception_score" not in scores
+
+
+def test_sounds_of_another_rate_are_not_heard_too_fast(pixels, monkeypatch):
+    monkeypatch.setattr(Linear, "rate", 44_100)
+    for rate, name in ((None, "unknown"), (44_100, "music")):
+        sounds = Held(pixels)
+        sounds.rate, sounds.name = rate, name
+        assert len(look_at(sounds, Linear(), ALONE, batch=64, progress=False)) == 300
+    sounds.rate = 16_000
+    with pytest.raises(InputError, match="takes sounds of 44100 .* and music has 16000"):
+        look_at(sounds, Linear(), ALONE, batch=64)
+
+
+def test_classes_are_kept_where_every_block_has_them(pixels):
+    """Of music a block may hold a track with several tags, and the next one none."""
+
+    class Some(Held):
+        def blocks(self, numbers, size):
+            for number, (raw, y) in enumerate(super().blocks(numbers, size)):
+                yield Block(raw, y if number else None)
+
+    y = torch.arange(300)
+    assert look_at(Held(pixels, y), Linear(), ALONE, batch=64, progress=False).y.equal(y)
+    assert look_at(Some(pixels, y), Linear(), ALONE, batch=64, progress=False).y is None
+    kept = as_arrays("arr_0", Some(pixels, y), y[:99], batch=64)
+    assert kept.keys() == {"arr_0"} and len(kept["arr_0"]) == 99
 
 
 def test_statistics_of_another_extractor_are_refused(tmp_path, pixels):
@@ -310,6 +349,20 @@ def test_several_sets_give_means_and_intervals(tmp_path, held_out, digits_flags)
     (tmp_path / "1.json").write_text(json.dumps(protocol))
     said = refused(TOOL, "digits", *sets, *digits_flags)
     assert "were drawn with another sampler" in said
+
+
+def test_an_interval_is_over_sets_of_one_model_and_other_seeds(tmp_path, held_out, digits_flags):
+    def drawn(name, model, seed):
+        protocol = {"checkpoint": {"sha256": model, "file": name}, "seed": seed, "sampler": {}}
+        return save(tmp_path / f"{name}.npz", held_out.raw[:99], protocol=protocol)
+
+    first, other = drawn("first", "aa", 0), drawn("other", "bb", 1)
+    said = refused(TOOL, "digits", first, other, *digits_flags)
+    assert "were drawn from different checkpoints" in said
+    twice = drawn("twice", "aa", 0)
+    assert "with the same seed" in refused(TOOL, "digits", first, twice, *digits_flags)
+    second = drawn("second", "aa", 1)
+    assert "2 independent sets" in succeed(TOOL, "digits", first, second, *digits_flags).out
 
 
 def test_results_are_compared_only_if_they_were_made_alike(tmp_path, held_out, digits_flags):

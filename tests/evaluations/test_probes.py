@@ -92,6 +92,9 @@ def test_heads_get_as_many_steps_as_on_tiny_imagenet():
 def test_a_training_that_is_too_short_is_told():
     steps = np.linspace(0.2, 0.9, 50)[:, None]
     assert Curves(steps).rising and not Curves(np.minimum(steps, 0.6)).rising
+    few = np.array([[0.1], [0.3], [0.5]])
+    assert Curves(few).rising and Curves(few[:1]).rising
+    assert not Curves(np.array([[0.1], [0.5], [0.5]])).rising
 
 
 def test_ridge_reads_what_is_linear(sets):

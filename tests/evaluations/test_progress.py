@@ -6,7 +6,7 @@ import pytest
 
 from evaluations import progress
 from tests.commands import refused, succeed
-from tests.evaluations.lab import digits_run, picture_folder
+from tests.evaluations.lab import DIGITS, digits_run, picture_folder
 
 FEW = ["--images", 20, "--probed", 200, "--dropped", 10, "--device", "cpu"]
 
@@ -60,6 +60,24 @@ def test_a_vae_that_has_moved_is_named_by_its_flag(tmp_path, tiny_vae, perturb):
     file = digits_run(tmp_path / "runs", perturb, args=args, **shape)
     words = [file.parent.parent, "--vae", tiny_vae, "--probed", 200, "--dropped", 0]
     succeed("evaluations.progress", *words, "--device", "cpu")
+
+
+def test_the_losses_are_of_the_images_that_val_path_names(tmp_path, perturb):
+    """Of data without a held-out part; their own images have no say in them."""
+    for part in ("train", "val"):
+        picture_folder(tmp_path / part, [("a", 120 if part == "train" else 5), ("b", 100)])
+    args = DIGITS | dict(dataset_name="folder", data_path=str(tmp_path / "train"), num_classes=2)
+    shape = dict(in_channels=3, num_classes=2, depth=2)
+    run = digits_run(tmp_path / "runs", perturb, args=args, **shape).parent.parent
+    words = [run, "--images", 20, "--probed", 200, "--dropped", 0, "--device", "cpu"]
+    assert "--val-path" in refused("evaluations.progress", *words)
+    out = tmp_path / "progress.json"
+    succeed("evaluations.progress", *words, "--val-path", tmp_path / "val", "--out", out)
+    (last,) = json.loads(out.read_text())["checkpoints"]
+    words = [run, "--images", 20, "--data-path", tmp_path / "val", "--device", "cpu"]
+    succeed("evaluations.heldout", *words, "--out", out)
+    (heldout,) = json.loads(out.read_text())["checkpoints"]
+    assert last["bins"] == pytest.approx(heldout["ema"]["bins"])
 
 
 def test_it_wants_a_run(trained, tmp_path):

@@ -218,6 +218,18 @@ def test_a_run_that_has_just_begun_is_not_judged(results, tmp_path):
     assert "too early to tell" in succeed("experiments.compare_run", log, *words).out
 
 
+def test_a_longer_run_is_held_against_the_references_where_they_end(results, tmp_path):
+    """As good as they are, and better later: it has not come to be better at their last step."""
+    rows = [{"step": s, "loss": falling(s)} for s in range(100, 3100, 100)]
+    words = ["--against", "digits-vanilla", "--results", results, "--out", tmp_path / "c.png"]
+    said = succeed("experiments.compare_run", written(tmp_path / "log.jsonl", rows), *words).out
+    (line,) = [line for line in said.splitlines() if line.startswith("loss")]
+    assert line.split()[1:4] == ["1000", "1.1", "1.1"] and line.endswith("within")
+    later = written(tmp_path / "later.jsonl", rows[15:])
+    said = succeed("experiments.compare_run", later, *words).out
+    assert "no step of the references" in said
+
+
 def test_losses_are_compared_where_the_last_line_is_of_scores(results, tmp_path):
     rows = [*log_of(falling), {"step": 1000, "scores": {"fd": 2.0}, "images": 500}]
     log = written(tmp_path / "log.jsonl", rows)
