@@ -19,7 +19,7 @@ from .reference import Reference
 
 FID_SAMPLES = 50_000  # what published FIDs are of
 NEIGHBOURS = 3
-BLOCK, RESAMPLES = 1000, 1000  # of the kernel distance
+BLOCK = 1000  # images at most, of the kernel distance
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class How:
         return {
             "precision_recall": {"k": NEIGHBOURS, "distances": "half" if self.half else "float32"},
             "inception_score_split": self.split,
-            "kernel_distance": {"block": BLOCK, "resamples": RESAMPLES, "seed": 0},
+            "kernel_distance": {"block": BLOCK, "interval": "Student", "seed": 0},
         }
 
 
@@ -61,7 +61,7 @@ def scores_of(seen: Seen, reference: Reference, extractor: Extractor, how: How) 
         real, drawn = reference.pool.to(device), seen.pool.to(device)
         manifold = precision_recall(real, drawn, k=NEIGHBOURS, half=how.half)
         scores |= {"precision": manifold.precision, "recall": manifold.recall}
-        found = kernel_distance(real, drawn, block=BLOCK, resamples=RESAMPLES)
+        found = kernel_distance(real, drawn, block=BLOCK)
     except ValueError as error:
         raise InputError(str(error)) from error
     return Scores(scores | {kernel: found.value}, {kernel: (found.low, found.high)})

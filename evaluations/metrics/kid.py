@@ -8,8 +8,9 @@ from torch import Tensor
 from runtime.random import generator
 
 from .inputs import check_pair, in_float64
+from .intervals import mean_interval
 
-LEAST_BLOCKS = 10  # where there are rows for them: fewer make a bootstrap meaningless
+LEAST_BLOCKS = 10  # where there are rows for them: an interval over fewer is wide
 
 
 class KernelDistance(NamedTuple):
@@ -19,30 +20,28 @@ class KernelDistance(NamedTuple):
 
 
 def kernel_distance(
-    reference: Tensor, samples: Tensor, *, block: int = 1000, resamples: int = 1000, seed: int = 0
+    reference: Tensor, samples: Tensor, *, block: int = 1000, seed: int = 0
 ) -> KernelDistance:
     """Squared MMD with the kernel (x y / D + 1)^3, and its 95 % interval (Binkowski et al. 2018).
 
     Unlike a Frechet distance it is unbiased for any number of samples, so sets of different sizes
     may be compared. The value is the mean over disjoint blocks of both sets, each in an order
-    drawn from the seed; the interval is the percentile bootstrap over these blocks. Subsets drawn
-    with overlap, as in much code, are not independent, and their spread says little. Papers print
-    the value times 1000; it is returned raw, in float64.
+    drawn from the seed; the interval is Student's over these blocks. Subsets drawn with overlap, as
+    in much code, are not independent, and their spread says little. Papers print the value times
+    1000; it is returned raw, in float64.
 
     The smaller set, of n rows, makes ceil(n / block) blocks, but at least 10, unless they would
     have fewer than 2 rows. A set's blocks are equally large, at most `block`; rows that are left
-    over are not used. With 10 blocks the interval holds the true value in
-    87 of 100 experiments, with more it comes nearer to 95.
+    over are not used.
 
     Args:
         reference, samples: (N, D) and (M, D).
         block: most rows of a block.
-        resamples: of the bootstrap.
 
     Raises:
         ValueError: NaN or infinity, fewer than 4 rows (2 blocks), or differing dimensions.
     """
-    assert block >= 2 and resamples >= 1
+    assert block >= 2
     check_pair(reference, samples, least=4)
     n = min(len(reference), len(samples))
     count = min(max(-(-n // block), LEAST_BLOCKS), n // 2)
@@ -50,11 +49,9 @@ def kernel_distance(
     pairs = zip(
         *(blocks(features, count, block, random) for features in (reference, samples)), strict=True
     )
-    estimates = torch.stack([unbiased_mmd(x, y).cpu() for x, y in pairs])
-    draws = torch.randint(count, (resamples, count), generator=random)
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = estimates[draws].mean(1).quantile(ends).tolist()
-    return KernelDistance(estimates.mean().item(), low, high)
+    estimates = torch.stack([unbiased_mmd(x, y) for x, y in pairs])
+    found = mean_interval(estimates.tolist())
+    return KernelDistance(found.mean, found.low, found.high)
 
 
 def blocks(features: Tensor, count: int, block: int, random: torch.Generator) -> tuple[Tensor, ...]:
