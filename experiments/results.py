@@ -26,6 +26,7 @@ from .table import (
     differences,
     groups_of,
     markdown,
+    mixture,
     names_of,
     over_baseline,
     spread,
@@ -135,10 +136,12 @@ def section(name: str, found: Published) -> str:
     picture = f"docs/results/sweeps/{name}.png"  # the page lies in the root
     shown = f"\n![{title}]({picture})\n" if (ROOT / picture).exists() else ""
     stop = "" if title.endswith("?") else "."
+    by = sorted({network for one in found.results for network in one.scored_by})
+    seen = f"Scored by {', '.join(by)}. " if by else ""
     return (
         f"## {name}\n\n**{title}{stop}** {found.note}\n\n{tables}{shown}\n"
-        f"```\n{found.command}\n```\n\nCommit {found.commit}, {found.machine}. "
-        f"The commands of every run: docs/results/sweeps/{name}.json\n"
+        f"```\n{found.command}\n```\n\nCommit {found.commit}, {found.machine}. {seen}"
+        f"The commands of every run: docs/results/sweeps/{name}.json\n{mixture(found.results)}"
     )
 
 

@@ -53,6 +53,7 @@ class Result:
     log: list[dict[str, float]]
     picture: Path | None = None  # its samples
     gradient_ratio: float | None = None  # mean over the looks at it; None: not looked at
+    scored_by: Sequence[str] = ()  # the networks that saw its samples; (): nothing says so
 
     @property
     def group(self) -> tuple[str, str]:
@@ -103,11 +104,12 @@ def read_run(folder: Path) -> Result:
         (entry,) = content["checkpoints"]
         scores |= {f"{label}, {w}": entry[w]["mean"] for w in ("ema", "model") if w in entry}
     real: dict[str, float] = {}
-    found = sorted(folder.glob("*.score.json"))
+    found, scored_by = sorted(folder.glob("*.score.json")), set()
     for path in found:
         way = "" if len(found) == 1 else f", {path.name.removesuffix('.score.json')}"
         content = read_json(path)
         of_real = (content.get("floor") or {}).get("scores", {})
+        scored_by |= {content["extractor"]["name"]} if "extractor" in content else set()
         for kept, values in ((scores, content["scores"]), (real, of_real)):
             kept |= {NAMES.get(name, name) + way: value for name, value in values.items()}
     logs = [trained / "log.jsonl" for trained in checkpoint.runs(folder)[-1:]]
@@ -115,7 +117,7 @@ def read_run(folder: Path) -> Result:
     rows = [row for path in logs for row in log_rows(path)]
     ratios = [row[WATCHED] for row in rows if WATCHED in row]
     ratio = mean_interval(ratios).mean if ratios else None
-    return Result(record, scores, real, rows, picture, ratio)
+    return Result(record, scores, real, rows, picture, ratio, sorted(scored_by))
 
 
 def log_rows(path: Path) -> list[dict[str, float]]:
@@ -186,7 +188,7 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
         means = {one: [mean_of(runs, one) for runs in members] for one in names}
         scores = [spread([mean for mean in means[one] if mean is not None]) for one in names]
         paper = published(members[0][0].record["paper"])
-        label = f"{preset}-{pool}, mean over rows"
+        label = f"{preset}-{pool}, mean ± deviation over rows"
         rows.append([label, "", "", *scores, *rest[:-1], paper])
     if not any(result.record["paper"] for result in results):
         return head[:-1], [row[:-1] for row in rows]
@@ -288,13 +290,21 @@ def write(results: Sequence[Result], out: Path, title: str) -> str:
         The table in markdown.
     """
     head, rows = cells(results)
-    text = markdown(head, rows)
+    text = markdown(head, rows) + mixture(results)
     with atomic_write(out / "table.md") as file:
         file.write(text.encode())
     draw_curves(results, out / "curves.png")
     with atomic_write(out / "index.html") as file:
         file.write(page(results, head, rows, out / "curves.png", title))
     return text
+
+
+def mixture(results: Sequence[Result]) -> str:
+    """A warning below a table whose scores were not all given by the same networks; else ""."""
+    by = sorted({", ".join(one.scored_by) for one in results if one.scored_by})
+    if len(by) < 2:
+        return ""
+    return f"\nNot comparable, scored by different networks: {'; '.join(by)}\n"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -267,7 +267,7 @@ def test_unknown_references_are_named(results, tmp_path):
     assert "is no file of experiments.publish" in refused("experiments.compare_run", log, *words)
 
 
-def run_folder(path, seed, flags="--lr 0.1"):
+def run_folder(path, seed, flags="--lr 0.1", seen_by="classifier:aa"):
     """What a sweep leaves of a run of `results`' row."""
     command = f"python train.py --preset digits {flags} --global-seed {seed}"
     record = dict(
@@ -275,7 +275,7 @@ def run_folder(path, seed, flags="--lr 0.1"):
         reproduces="Table 6", max_steps=1000, paper={}, commands=[command],
     )  # fmt: skip
     write_json(path / "run.json", record)
-    write_json(path / "samples.score.json", {"scores": {"FD": 4.0}})
+    write_json(path / "samples.score.json", {"scores": {"FD": 4.0}, "extractor": {"name": seen_by}})
 
 
 def test_a_seed_is_added_where_the_first_ones_folders_are_gone(tmp_path):
@@ -300,6 +300,24 @@ def test_a_seed_is_added_where_the_first_ones_folders_are_gone(tmp_path):
     said = refused("experiments.publish", out, tmp_path / "other", *words, tmp_path / "no.json")
     assert "RUNS hold digits-vanilla with different --lr" in said
     assert not (tmp_path / "no.json").exists()
+
+
+def test_scores_say_whose_they_are_and_a_mixture_is_not_silent(tmp_path):
+    words = ["--command", "python -m experiments.table6", "--note", "", "--out"]
+    for seed, name in enumerate(("classifier:aa", "classifier:aa", "classifier:bb")):
+        run_folder(tmp_path / f"runs/{seed}", seed, seen_by=name)
+    (tmp_path / "sweeps").mkdir()
+    page, kept = tmp_path / "page.md", tmp_path / "sweeps/table6.json"
+    flags = ["--results", tmp_path / "sweeps", "--out", page]
+    succeed("experiments.publish", tmp_path / "runs/0", tmp_path / "runs/1", *words, kept)
+    succeed("experiments.results", *flags)
+    said = page.read_text()
+    assert "Scored by classifier:aa." in said and "Not comparable" not in said
+    succeed("experiments.publish", tmp_path / "runs", *words, kept)
+    succeed("experiments.results", *flags)
+    warning = "Not comparable, scored by different networks: classifier:aa; classifier:bb"
+    assert warning in page.read_text()
+    assert warning in succeed("experiments.table", tmp_path / "runs", "--out", tmp_path / "t").out
 
 
 def test_thinning_keeps_the_end_and_every_score():

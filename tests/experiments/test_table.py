@@ -79,7 +79,7 @@ def test_rows_of_a_pool_are_averaged_and_carry_the_papers_number_together(folder
     said = succeed("experiments.table", folder, "--out", tmp_path / "out").out.splitlines()
     cells = [cell.strip() for cell in said[-1].split("|")[1:-1]]
     deviation = statistics.stdev(FIDS["ours"])
-    assert cells[0] == "t6-random pairs, mean over rows" and cells[-1] == "FID 31.02"
+    assert cells[0] == "t6-random pairs, mean ± deviation over rows" and cells[-1] == "FID 31.02"
     assert f"32 ± {deviation:.2g} (n=3)" in cells
     assert all(line.endswith("| - |") for line in said[2:-1])
 
