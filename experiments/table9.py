@@ -47,10 +47,10 @@ def main() -> None:
     flags = tyro.cli(Flags, console_outputs=speaks())
     if len(flags.batch) < 2 or min(flags.batch) < 2 or min(flags.tokens, flags.repeats) < 1:
         raise InputError("--batch takes two sizes or more, of 2 or more; the others are 1 or more")
-    device = distributed.start(flags.device).device
-    rows = []
     if len(set(flags.batch)) < len(flags.batch):
         raise InputError("--batch takes sizes that differ")
+    device = distributed.start(flags.device).device
+    rows = []
     for name in flags.loss_type:
         if name not in OF_ITS_OWN_BLOCKS:
             raise InputError(
@@ -82,7 +82,7 @@ def row_of(
         )
     return {
         "loss_type": name,
-        "paper": OF_ITS_OWN_BLOCKS.get(name),
+        "paper": OF_ITS_OWN_BLOCKS[name],
         "exponent_of_flops": exponent(flags.batch, [one["flops"] for one in points]),
         "exponent_of_time": exponent(flags.batch, [one["milliseconds"] for one in points]),
         "points": points,
