@@ -1,6 +1,8 @@
 """LayerSync: pull a shallow block's features towards a deeper block's (arXiv 2510.12581, Eq. 2)."""
 
+import operator
 from collections.abc import Mapping, Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -34,8 +36,8 @@ class LayerSync(Regulariser):
             regularisers are shown the EMA model.
 
     Raises:
-        ValueError: no pair, a pair whose student is not shallower than its teacher, or an unknown
-            teacher.
+        ValueError: no pair, what is no pair of whole numbers, a pair whose student is not shallower
+            than its teacher, an unknown teacher, or a weight that is negative or not finite.
     """
 
     def __init__(
@@ -50,7 +52,13 @@ class LayerSync(Regulariser):
         teacher: str = "own",
     ) -> None:
         super().__init__(weight, schedule)
-        self.pairs = tuple((int(student), int(teacher)) for student, teacher in pairs)
+        try:
+            self.pairs = tuple((whole(student), whole(teacher)) for student, teacher in pairs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"LayerSync pairs {pairs!r}: give a list of (student, teacher) block numbers, e.g. "
+                "[(8, 16)]"
+            ) from error
         if not self.pairs:
             raise ValueError("LayerSync needs at least one (student, teacher) pair, e.g. (8, 16)")
         for shallow, deep in self.pairs:
@@ -89,7 +97,8 @@ class LayerSync(Regulariser):
             A float32 scalar; -1 is full agreement under the cosine.
 
         Raises:
-            ValueError: a block of a pair is missing; another image's features for one image.
+            ValueError: a block of a pair is missing; features of a pair that differ in shape;
+                another image's features for one image.
         """
         missing = [number for number in self.blocks if number not in blocks]
         if missing:
@@ -106,6 +115,7 @@ class LayerSync(Regulariser):
         source = frozen if self.teacher_blocks else blocks
         similarities = []
         for moving, target in self.directed:
+            check_alike(blocks[moving], source[target], moving, target)
             target = source[target].detach() if self.stop_gradient else source[target]
             counted = mask
             if self.teacher == "other_image":
@@ -131,6 +141,31 @@ class LayerSync(Regulariser):
     def extra_repr(self) -> str:
         pairs = ", ".join(f"{student}:{teacher}" for student, teacher in self.pairs)
         return f"pairs={pairs}, weight={self.peak_weight}"
+
+
+def whole(number: SupportsIndex) -> int:
+    """A block's number: int() would cut 2.9, and take True for block 1.
+
+    Raises:
+        TypeError: it is no whole number.
+    """
+    if isinstance(number, bool):
+        raise TypeError(f"{number} is no block number")
+    return operator.index(number)
+
+
+def check_alike(student: Tensor, teacher: Tensor, moving: int, target: int) -> None:
+    """Shapes that differ would be broadcast to each other, and give a loss all the same.
+
+    Raises:
+        ValueError: features of a pair that are not (B, N, D) both.
+    """
+    if student.ndim != 3 or student.shape != teacher.shape:
+        raise ValueError(
+            f"LayerSync pair {moving}:{target}: block {moving} is {tuple(student.shape)} and block "
+            f"{target} {tuple(teacher.shape)}: choose blocks whose features are (batch, tokens, "
+            "width) of one shape"
+        )
 
 
 def previous_image(target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -54,7 +54,8 @@ def record_blocks(
     Raises:
         ValueError: a number outside the blocks; a block that runs twice; one whose output has no
             (B, N, D) tensor, or several; reentrant checkpointing, which would cut the features
-            from the graph; `tokens` that fails on what a block returns.
+            from the graph; `tokens` that fails on what a block returns. When the `with` ends:
+            features that were changed in place since, and are no longer the block's.
     """
     for number in numbers:
         if not 1 <= number <= len(modules):
@@ -62,6 +63,7 @@ def record_blocks(
                 f"block {number} does not exist: the model has blocks 1 to {len(modules)}"
             )
     blocks: dict[int, Tensor] = {}
+    seen: dict[int, tuple[Tensor, int | None]] = {}
     training = torch.is_grad_enabled()
 
     def hook_of(number: int):
@@ -78,7 +80,8 @@ def record_blocks(
                     f"block {number} ran twice inside one record_blocks, and the features of which "
                     "time are meant is unclear: open a `with` for every forward pass"
                 )
-            blocks[number] = only_tokens(number, chosen(number, output, tokens))
+            features = only_tokens(number, chosen(number, output, tokens))
+            blocks[number], seen[number] = features, (features, version(features))
 
         return hook
 
@@ -87,6 +90,21 @@ def record_blocks(
             handle = modules[number - 1].register_forward_hook(hook_of(number))
             stack.callback(handle.remove)
         yield blocks
+    for number, (features, then) in seen.items():
+        if then is not None and version(features) != then:
+            raise ValueError(
+                f"the features of block {number} were changed in place after it had returned them, "
+                "and are another block's by now: let the block after it compute x = x + f(x), not "
+                "x += f(x)"
+            )
+
+
+def version(features: Tensor) -> int | None:
+    """How often a tensor was changed in place, counted on the host; None: not counted, under
+    inference_mode and where the hook itself is compiled."""
+    if torch.compiler.is_compiling() or features.is_inference():
+        return None
+    return features._version
 
 
 def is_recomputed() -> bool:

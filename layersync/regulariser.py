@@ -1,5 +1,6 @@
 """What a regulariser of the training loss declares and what it is shown; LayerSync is one."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -39,6 +40,9 @@ class Regulariser(nn.Module, ABC):
     Args:
         weight: factor of the term in the total loss, at the schedule's peak.
         schedule: factor on the weight as a function of the step.
+
+    Raises:
+        ValueError: a weight that is negative or not finite.
     """
 
     blocks: tuple[int, ...] = ()
@@ -47,6 +51,11 @@ class Regulariser(nn.Module, ABC):
 
     def __init__(self, weight: float = 1.0, schedule: Schedule = constant) -> None:
         super().__init__()
+        if not 0 <= weight < math.inf:
+            raise ValueError(
+                f"the weight of {type(self).__name__} is {weight}: give a finite number of at "
+                "least 0"
+            )
         self.peak_weight = float(weight)
         self.schedule = schedule
 

@@ -1,5 +1,6 @@
 """What is logged of a pair of blocks. Tensors stay on the device until the loop reads them."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -82,7 +83,8 @@ def alarms(now: dict[str, float], first: dict[str, float], step: int) -> list[st
     A teacher has collapsed if its tokens' rank is below 2, or its rank or norm below a tenth of
     what was seen first. A cosine near 1 is no alarm: it is so from the start, and says neither
     success nor failure. Nor is a ratio of nil in the first steps, while all blocks are still the
-    identity.
+    identity. The ratio is judged at weight 1, `unit_ratio`, where that is known: a fading weight
+    is no alarm.
 
     Args:
         now, first: means over the ranks, of this sample and of the run's first.
@@ -94,6 +96,9 @@ def alarms(now: dict[str, float], first: dict[str, float], step: int) -> list[st
             found.append(f"{name} is {value:.2f}, {before:.2f} at first: the teacher collapses")
         if name.startswith("teacher_norm") and (value < 1e-3 or value < FALLEN * before):
             found.append(f"{name} is {value:.1e}, {before:.1e} at first: the teacher collapses")
-    if step > IDENTITY and not now.get("grad_ratio", 1.0) > 1e-6:
-        found.append("grad_ratio is nil: the regulariser moves nothing")
+    ratio = "unit_ratio" if "unit_ratio" in now else "grad_ratio"
+    if step > IDENTITY and now.get(ratio, 1.0) <= 1e-6:
+        found.append(f"{ratio} is nil: the regulariser moves nothing")
+    if odd := [name for name, value in now.items() if not math.isfinite(value)]:
+        found.append(f"not finite: {', '.join(odd)}: features or gradients have overflowed")
     return found

@@ -1,5 +1,6 @@
 """The LayerSync term itself: what it computes, and where its gradient goes."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,6 +121,24 @@ def test_a_pair_that_is_no_pair_is_refused(pair):
         LayerSync([pair])
 
 
+@pytest.mark.parametrize(
+    "pairs", [[(2.9, 5.9)], [("2", "5")], [(True, 5)], (8, 16), [(2, 5, 7)], ["25"], None]
+)
+def test_what_is_no_list_of_pairs_of_whole_numbers_is_refused(pairs):
+    with pytest.raises(ValueError, match=r"give a list of \(student, teacher\) block numbers"):
+        LayerSync(pairs)
+
+
+def test_block_numbers_of_numpy_and_torch_are_whole_numbers():
+    assert LayerSync([(np.int64(2), torch.tensor(5))]).pairs == (PAIR,)
+
+
+@pytest.mark.parametrize("weight", [-0.2, float("nan"), float("inf")])
+def test_a_weight_that_is_negative_or_no_number_is_refused(weight):
+    with pytest.raises(ValueError, match=f"the weight of LayerSync is {weight}: give a finite"):
+        LayerSync([PAIR], weight)
+
+
 def test_no_pair_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         LayerSync([])
@@ -128,6 +147,15 @@ def test_no_pair_is_refused():
 def test_a_missing_block_is_an_error_never_a_zero():
     with pytest.raises(ValueError, match="no features for block 5"):
         LayerSync([PAIR])({2: torch.randn(1, 2, 4)})
+
+
+@pytest.mark.parametrize("teacher", [(1, 4, 8), (3, 1, 8), (3, 4, 1), (4, 8)])
+def test_features_of_other_shapes_are_refused_not_broadcast(teacher):
+    features = {2: torch.randn(3, 4, 8), 5: torch.randn(teacher)}
+    with pytest.raises(ValueError, match=r"pair 2:5: block 2 is \(3, 4, 8\) and block 5 \("):
+        LayerSync([PAIR])(features)
+    with pytest.raises(ValueError, match=r"pair 2:5.*are \(batch, tokens, width\) of one shape"):
+        LayerSync([PAIR])({2: torch.randn(4, 8), 5: torch.randn(4, 8)})
 
 
 def test_same_gradients_with_activation_checkpointing(model):

@@ -211,6 +211,51 @@ def test_a_second_forward_pass_inside_the_with_is_refused(model, inputs):
     assert blocks[2] is first
 
 
+class InPlace(nn.Module):
+    """A block that adds to the tensor that it is given, and returns it."""
+
+    def __init__(self, compiled=False):
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        if compiled:
+            self.forward = torch.compile(self.forward, backend="eager")
+
+    def forward(self, x):
+        x += self.linear(x)
+        return x
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_features_that_a_later_block_changes_in_place_are_refused(compiled):
+    """Student and teacher would be one tensor: a loss of -1, which looks perfect."""
+    model = nn.Sequential(*(InPlace(compiled) for _ in range(6)))
+    with pytest.raises(
+        ValueError, match=r"^the features of block 2 were changed in place .* x \+="
+    ):
+        with record_blocks(model, (2, 5)):
+            model(torch.randn(3, 4, 16))
+    with record_blocks(model, (6,)) as blocks:
+        output = model(torch.randn(3, 4, 16))
+    assert blocks[6] is output
+
+
+def test_compiled_blocks_and_inference_mode_are_recorded(model, inputs):
+    with torch.inference_mode(), record_blocks(model.blocks, (2, 5)) as blocks:
+        model(*inputs)
+    model.compile_blocks(backend="aot_eager")
+    with record_blocks(model.blocks, (2, 5)) as compiled:
+        model(*inputs)
+    for number, features in blocks.items():
+        torch.testing.assert_close(compiled[number], features)
+
+
+def test_an_error_inside_the_with_is_not_hidden_by_what_it_left_changed():
+    model = nn.Sequential(InPlace(), InPlace(), InPlace())
+    with pytest.raises(RuntimeError, match="^mine$"), record_blocks(model, (1,)):
+        model(torch.randn(3, 4, 16))
+        raise RuntimeError("mine")
+
+
 def test_a_model_compiled_whole_sees_hooks_of_its_own_with_alone(model, inputs):
     """Hooks, a plain call, hooks: features are right, or there are none, but never old ones."""
     compiled = torch.compile(model, backend="eager")

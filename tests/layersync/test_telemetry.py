@@ -71,9 +71,13 @@ HEALTHY = {"teacher_rank 2:4": 30.0, "teacher_norm 2:4": 7.0, "grad_ratio": 0.04
         ({"teacher_norm 2:4": 0.05}, ["teacher_norm 2:4 is 5.0e-02, 7.0e+00 at first"]),
         ({"teacher_norm 2:4": 1.0, "teacher_rank 2:4": 4.0}, []),
         ({"grad_ratio": 0.0}, ["grad_ratio is nil"]),
-        ({"grad_ratio": float("nan")}, ["grad_ratio is nil"]),
+        ({"grad_ratio": float("nan")}, ["not finite: grad_ratio"]),
+        ({"grad_ratio": 1e-9, "unit_ratio": 0.2}, []),  # the weight is fading, the term is there
+        ({"grad_ratio": 0.04, "unit_ratio": 0.0}, ["unit_ratio is nil"]),
+        ({"teacher_rank 2:4": float("nan"), "unit_ratio": float("inf")},
+         ["not finite: teacher_rank 2:4, unit_ratio"]),
     ],
-)
+)  # fmt: skip
 def test_alarms_are_of_a_fall_and_of_a_term_that_moves_nothing(change, said):
     found = alarms(HEALTHY | change, HEALTHY, step=1000)
     assert len(found) == len(said)
