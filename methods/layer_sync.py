@@ -62,6 +62,11 @@ def synced(
     pairs: list[tuple[int, int]], config: TrainConfig, model: Denoiser, domain: Domain
 ) -> tuple[TrainConfig, Method]:
     check_pairs(pairs, model.depth)
+    if config.sync_tokens != "valid" and not domain.pads:
+        raise InputError(
+            f"--sync-tokens {config.sync_tokens} has no meaning for --dataset_name {domain.name}, "
+            "whose samples are not padded: leave it out"
+        )
     weight = WEIGHTS.get(config.similarity, default_weight(model.depth))
     config = settled(config, reg_weight=weight)
     sync = LayerSync(

@@ -26,6 +26,7 @@ class Task(NamedTuple):
     steps: int | None = None  # ticks of the path's clock; None: it has none
     learn_sigma: bool = True  # SiT's doubled output
     mask_frames: bool = False  # no attention to padding
+    pads: bool = False  # lengths differ: a condition has a mask
     objective: tuple[str, str] = ("Linear", "velocity")  # the path, and what is predicted on it
     bf16: bool = False  # what is not trained may be kept in bfloat16
 
@@ -41,6 +42,8 @@ class Denoiser(nn.Module, ABC):
         skipped_blocks: numbers of blocks that are left out.
         draws: whether it draws random numbers in train mode.
         own_precision: whether it computes in the precision of its weights, whatever the run's.
+        keeps_condition_token: whether blocks are returned with the condition's token before the
+            others, of networks that have one (MDM).
     """
 
     config: dict[str, Any]
@@ -50,6 +53,7 @@ class Denoiser(nn.Module, ABC):
     num_classes = text_width = 0
     draws = False
     own_precision = False
+    keeps_condition_token = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -69,9 +69,6 @@ class MDM(Denoiser):
         text_width: of the embedded text; 0 is an unconditional model.
         steps: ticks of the clock.
         mask_frames: leave padding out of attention; needs the condition's `mask`.
-
-    Attributes:
-        keeps_condition_token: whether blocks are returned with their first token, the condition's.
     """
 
     def __init__(
@@ -102,7 +99,6 @@ class MDM(Denoiser):
         self.in_channels, self.text_width, self.steps = in_channels, text_width, steps
         self.mask_frames = mask_frames
         self.grid, self.patch = tuple(input_size), (1,)
-        self.keeps_condition_token = False
         self.draws = dropout > 0
 
         self.input_process = PoseEmbedding(in_channels, hidden_size)
@@ -146,7 +142,9 @@ class MDM(Denoiser):
         )  # fmt: skip
 
     def like(self, **changes: Any) -> "MDM":
-        return MDM(**self.config | changes)
+        other = MDM(**self.config | changes)
+        other.keeps_condition_token = self.keeps_condition_token
+        return other
 
     def example_condition(self) -> dict[str, Tensor]:
         mask = torch.ones(1, 1, *self.grid, dtype=torch.bool)

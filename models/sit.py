@@ -210,6 +210,10 @@ class SiT(Denoiser):
                 "SiT is conditioned on classes, and the data have texts: give --model MDM for "
                 "motion, Wan2.1 or CogVideoX for video"
             )
+        if task.pads:
+            raise ValueError(
+                "SiT takes samples of one length, and the data are padded: give --model MDM"
+            )
         if task.mask_frames:
             raise ValueError("--mask-frames: SiT has none, leave it out")
         return cls(

@@ -73,7 +73,8 @@ class TrainConfig(TransportFlags):
     multi_blocks_match: str = "[]"  # pairs of multiple_sync, e.g. '[(2,6),(4,8)]'; their mean
     reg_weight: float | None = None  # lambda; None: the model's published one
     reg_schedule: Literal["constant", "linear", "cosine", "stop"] = "constant"  # of lambda
-    reg_schedule_steps: int = 0  # where linear and cosine reach 0, and where stop stops
+    # where linear and cosine reach 0, and where stop stops, counted from --reg-start
+    reg_schedule_steps: int = 0
     stop_gradient: bool = True  # False lets the teacher follow the student (ablation)
     reverse_sync: bool = False  # pull the deep block towards the shallow one (control)
     reg_start: int = 0  # steps before the term is switched on

@@ -119,6 +119,18 @@ def test_what_the_term_counts_is_a_flag(flags, tmp_path, tokens):
     assert valid["velocity"] == other["velocity"] and valid["reg"] != other["reg"]
 
 
+@pytest.mark.parametrize("tokens", ["valid", "padded", "all"])
+def test_a_random_teacher_is_compared_on_the_same_tokens(flags, tmp_path, tokens):
+    found = first_step(flags, tmp_path, "--sync-tokens", tokens, "--teacher", "random")
+    assert np.isfinite(found["loss"]) and abs(found["reg"]) < 0.9
+
+
+def test_sit_is_not_for_samples_of_many_lengths(flags, tmp_path):
+    words = ["--text-encoder", "none", "--model", "SiT-Ti/4", "--results-dir", tmp_path / "r"]
+    said = refused("train", *flags, *words)
+    assert "the data are padded: give --model MDM" in said and not (tmp_path / "r").exists()
+
+
 def test_samples_are_motions_of_captions_and_lengths(run, data, tmp_path):
     words = ["--ckpt", run, *data, "--device", "cpu", "--num-sampling-steps", 4]
     for name, size in (("a", 6), ("b", 2)):

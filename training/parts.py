@@ -29,6 +29,7 @@ def build(
     Raises:
         ValueError: flags that do not go together.
     """
+    check_flags(config)
     pretrained = config.pretrained or architecture(config.model).get("pretrained")
     domain = domains.build(
         config.dataset_name, data_path=config.data_path, image_size=config.image_size,
@@ -55,7 +56,7 @@ def build(
     task = Task(
         domain.shape, domain.num_classes, domain.multi_label, domain.text_width,
         transport.path.steps, config.learn_sigma, config.mask_frames,
-        (config.path_type, config.prediction), config.precision == "bf16",
+        domain.pads, (config.path_type, config.prediction), config.precision == "bf16",
     )  # fmt: skip
     new = partial(
         create, config.model, task, depth=config.depth, hidden_size=config.hidden_size,
@@ -70,8 +71,8 @@ def build(
     if config.shard and pretrained_parts(model):
         raise InputError("--shard is for networks that are trained whole: give --lora-rank 0")
     model.activation_checkpointing = config.activation_checkpointing
-    model.keeps_condition_token = config.sync_tokens == "all"
-    check_flags(config)
+    if config.sync_tokens == "all":
+        model.keeps_condition_token = True
     config, method = METHODS[config.loss_type](config, model, domain)
     return config, domain, transport, model, method
 

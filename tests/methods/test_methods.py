@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import domains
+import training
 from evaluations.extractors import classifier as classifiers
 from layersync import relation, trd
 from methods import METHODS, check_flags
@@ -287,6 +288,12 @@ def test_features_of_other_images_are_refused(features, tmp_path):
         ("--similarity trd --trd-margin 3", "--trd-margin 3.0: give 0 to 2"),
         ("--loss-type sra --trd-margin 0.1", "--trd-margin has no meaning for .* sra"),
         ("--loss-type vanilla --telemetry-every 5", "--telemetry-every has no meaning"),
+        ("--sync-tokens all", "--sync-tokens all has no meaning for --dataset_name digits, whose"),
+        (
+            "--loss-type multiple_sync --multi-blocks-match [(1,2)] --sync-tokens padded",
+            "--sync-tokens padded has no meaning",
+        ),
+        ("--loss-type vanilla --sync-tokens all", "--sync-tokens has no meaning for .* vanilla"),
         ("--reg-schedule-steps 100", "--reg-schedule constant has no length"),
         ("--loss-type multiple_sync --multi-blocks-match [(1.5,3)]", "names no pairs"),
         ("--loss-type external --targets [(1.5,'x',1.0)]", "names no features"),
@@ -355,6 +362,14 @@ def test_a_recipe_is_a_baseline_for_every_method(preset, method):
     assert config.model == PRESETS[preset]["model"]
 
 
+def test_a_foreign_flag_is_refused_before_a_network_is_made(monkeypatch):
+    """Which may take minutes, and a download."""
+    monkeypatch.setattr(training.parts, "create", lambda *args, **kwargs: pytest.fail("was made"))
+    config = parse(TrainConfig, PRESETS, [*TINY, "--loss-type", "vanilla", "--teacher", "random"])
+    with pytest.raises(InputError, match="--teacher has no meaning"):
+        training.build(config, torch.device("cpu"))
+
+
 def test_tokens_of_another_grid_are_refused(features, encoder, tmp_path):
     words = ["digits", "--encoder", ENCODER, "--weights", encoder, "--grid", 3, "--device", "cpu"]
     succeed("methods.features", *words, "--out", tmp_path / "store")
@@ -377,7 +392,6 @@ def test_the_gradient_ratio_is_that_of_the_model(tmp_path, flags_of):
     words = ["--max-steps", 1, "--telemetry-every", 1, "--results-dir", tmp_path]
     succeed("train", *flags_of("sra2"), *words)
     (row,) = [row for row in rows(tmp_path) if "telemetry" in row]
-    import training
     from runtime.distributed import Ranks
 
     config = parse(TrainConfig, PRESETS, [str(w) for w in [*flags_of("sra2"), *words]])

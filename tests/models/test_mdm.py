@@ -155,6 +155,7 @@ def test_what_it_is_not_for_is_one_sentence():
         ("MDM", Task((3, 8, 8)), {}, "a model of sequences"),
         ("MDM", Task((3, 8), num_classes=10), {}, "conditioned on texts"),
         ("SiT-S/1", Task((3, 8)), {"dropout": 0.1}, "--dropout: SiT-S/1 has none"),
+        ("SiT-S/1", Task((3, 8), pads=True), {}, "the data are padded: give --model MDM"),
         ("SiT-S/1", Task((3, 8), mask_frames=True), {}, "--mask-frames: SiT has none"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -176,3 +177,12 @@ def test_a_random_teacher_has_blocks_that_differ(model):
     blocks = other.eval()(x, t, text, return_blocks=(1, 3)).blocks
     cosine = torch.cosine_similarity(blocks[1], blocks[3], dim=-1)
     assert cosine.mean() < 0.99 and math.isfinite(cosine.mean().item())
+
+
+def test_a_network_like_it_shows_the_same_tokens(model):
+    """Else a random teacher's features would lack the token that the student's have."""
+    model.keeps_condition_token = True
+    other = model.like(depth=2)
+    x, t, text = inputs()
+    assert other(x, t, text, return_blocks=(2,)).blocks[2].shape == (3, 13, 16)
+    assert not MDM(**TINY).keeps_condition_token
