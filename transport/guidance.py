@@ -57,22 +57,34 @@ class Guidance:
 
 
 def network(
-    model_fn: Callable[..., Any], cond: dict[str, Any], guidance: Guidance | None = None
+    model_fn: Callable[..., Any],
+    cond: dict[str, Any],
+    guidance: Guidance | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Network:
     """`model_fn(x, t, **cond)` as the solvers see it: one call, on [cond; null] where guided.
 
-    A float64 state is shown to the model in float32.
+    Args:
+        dtype: of the start, in which the model is shown the state; float64 is shown in float32.
+
+    Raises:
+        ValueError: the null condition has what the condition lacks.
     """
+    shown = torch.float32 if dtype == torch.float64 else dtype
 
     def call(x: Tensor, t: float, condition: dict[str, Any]) -> Tensor:
-        shown = x.float() if x.dtype == torch.float64 else x
         times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
-        return prediction_of(model_fn(shown, times, **condition)).to(x.dtype)
+        return prediction_of(model_fn(x.to(shown), times, **condition)).to(x.dtype)
 
     if guidance is None or guidance.scale == 1:
         return lambda x, t, start: call(x, t, cond)
 
     null = guidance.null(cond)
+    if foreign := [name for name in null if name not in cond and null[name] is not None]:
+        raise ValueError(
+            f"guidance: the null condition has {', '.join(foreign)}, and the condition has not: "
+            "give both the same names"
+        )
     both = {
         name: torch.cat([value, null[name]]) if isinstance(value, Tensor) else value
         for name, value in cond.items()

@@ -40,7 +40,8 @@ class Sampler:
     """SiT's sampler interface. Each method returns `fn(z, model_fn, **model_kwargs)`.
 
     `model_fn(x, t, **model_kwargs)` returns a prediction (B, ...), or an `Output` that holds one.
-    z (B, ...) is the start; the state keeps its dtype. The result is (1, B, ...): only the final
+    z (B, ...) is the start. The state is integrated in its dtype, in float32 where that is shorter;
+    the model sees z's dtype then, and the result has it. The result is (1, B, ...): only the final
     sample, `result[-1]`, is kept. Nothing of a sampler is differentiated.
     """
 
@@ -77,20 +78,20 @@ class Sampler:
 
         @torch.no_grad()
         def sample(z: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Tensor:
-            predict = network(model_fn, model_kwargs, guidance)
+            predict = network(model_fn, model_kwargs, guidance, z.dtype)
 
             def velocity(x: Tensor, t: float, start: float) -> Tensor:
                 return self.transport.velocity(predict(x, t, start), x, filled(t, x))
 
             return integrate(
                 velocity,
-                z,
+                widened(z),
                 times,
                 method=sampling_method,
                 atol=atol,
                 rtol=rtol,
                 norm=worst_sample_rms if per_sample_error else batch_rms,
-            )[None]
+            ).to(z.dtype)[None]
 
         return sample
 
@@ -144,7 +145,7 @@ class Sampler:
 
         @torch.no_grad()
         def sample(z: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Tensor:
-            predict = network(model_fn, model_kwargs, guidance)
+            predict = network(model_fn, model_kwargs, guidance, z.dtype)
 
             def velocity_and_noise(x: Tensor, t: float, start: float) -> tuple[Tensor, Tensor]:
                 pred, time = predict(x, t, start), filled(t, x)
@@ -154,13 +155,13 @@ class Sampler:
                 velocity, noise = velocity_and_noise(x, t, start)
                 return velocity - rate(x, t) * noise
 
-            x = solve(drift, diffusion, z, times, randn)
+            x = solve(drift, diffusion, widened(z), times, randn)
             if finish is not None:
                 end = times[-1]
                 velocity, noise = velocity_and_noise(x, end, end)
                 schedule = transport.path.at(filled(end, x), x)
                 x = finish(x, last_step_size, schedule, velocity, noise, rate(x, end))
-            return x[None]
+            return x.to(z.dtype)[None]
 
         return sample
 
@@ -181,8 +182,10 @@ class Sampler:
             ValueError: fewer than two steps, or more than the clock has ticks.
         """
         transport, steps = self.transport, self.transport.path.steps
+        num_steps = (steps or 250) if num_steps is None else num_steps
+        if num_steps < 2:
+            raise ValueError(f"num_steps is {num_steps}; at least 2 steps are needed")
         if steps:
-            num_steps = num_steps or steps
             if num_steps > steps:
                 raise ValueError(f"{num_steps} steps, but {transport.path.name} has {steps}")
             times = [
@@ -190,13 +193,13 @@ class Sampler:
             ]
             ends = [*map(self.at, times), (1.0, 0.0)]
         else:
-            *times, end = self.times(transport.sample_interval(), (num_steps or 250) + 1)
+            *times, end = self.times(transport.sample_interval(), num_steps + 1)
             ends = [*map(self.at, times), self.at(end)]
 
         @torch.no_grad()
         def sample(z: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Tensor:
-            predict = network(model_fn, model_kwargs, guidance)
-            x = z
+            predict = network(model_fn, model_kwargs, guidance, z.dtype)
+            x = widened(z)
             for t, ((alpha, sigma), (alpha_next, sigma_next)) in zip(
                 times, pairwise(ends), strict=True
             ):
@@ -206,7 +209,7 @@ class Sampler:
                 x = (ratio * sigma_next**2 * x + alpha_next * variance * data) / sigma**2
                 if sigma_next:
                     x = x + sigma_next / sigma * max(variance, 0.0) ** 0.5 * randn(x)
-            return x[None]
+            return x.to(z.dtype)[None]
 
         return sample
 
@@ -254,7 +257,8 @@ class Sampler:
         """The log-density of data under the flow: fn(x, model_fn, **model_kwargs) -> Likelihood.
 
         Args:
-            sampling_method, num_steps, atol, rtol: as for `sample_ode`.
+            sampling_method, num_steps, atol, rtol: as for `sample_ode`; data of a shorter dtype are
+                carried back in float32, which the result keeps.
             probe: x -> random signs (or any noise with identity covariance) like x, drawn once.
 
         Raises:
@@ -264,7 +268,8 @@ class Sampler:
         times = self.times(self.interval(), num_steps)[::-1]
 
         def evaluate(x: Tensor, model_fn: Callable[..., Any], **model_kwargs: Any) -> Likelihood:
-            predict = network(model_fn, model_kwargs)
+            predict = network(model_fn, model_kwargs, dtype=x.dtype)
+            x = widened(x)
 
             def velocity(x: Tensor, t: float) -> Tensor:
                 return self.transport.velocity(predict(x, t, t), x, filled(t, x))
@@ -284,6 +289,11 @@ def time_grid(start: float, end: float, num_steps: int, *, whole: bool = False) 
         raise ValueError(f"num_steps is {num_steps}; at least 2 time points are needed")
     times = torch.linspace(start, end, num_steps, dtype=torch.float64)
     return (times.round() if whole else times).tolist()
+
+
+def widened(z: Tensor) -> Tensor:
+    """z in float32 where its dtype is shorter: hundreds of small steps round away in bfloat16."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def filled(t: float, x: Tensor) -> Tensor:

@@ -134,6 +134,13 @@ def test_conditions_that_are_no_tensors_pass_through():
         torch.testing.assert_close(sample_ode(nothing, model, y=y, name="digits"), Z * 1.025**4)
 
 
+def test_a_null_condition_of_more_than_the_condition_is_refused():
+    """Else what it has besides would be left out, and guidance not be what was asked for."""
+    guidance = Guidance(2.0, lambda cond: cond | {"mask": torch.ones(2, 1), "text": None})
+    with pytest.raises(ValueError, match="null condition has mask, and the condition has not"):
+        sample_ode(guidance)
+
+
 @pytest.mark.parametrize("interval", [(0.7, 0.3), (-0.1, 1.0), (0.0, 1.1)])
 def test_impossible_intervals_are_refused(interval):
     with pytest.raises(ValueError, match="0 <= low <= high <= 1"):

@@ -227,6 +227,32 @@ def test_float64_state_of_an_sde_is_kept():
     assert set(model.dtypes) == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["sample_ode", "sample_sde", "sample_ddpm"])
+def test_a_short_start_is_integrated_in_float32(name, dtype):
+    """In bfloat16 steps of 1/250 would be rounded away. The network alone rounds what it sees."""
+    model, z = Recorder(), Z.to(dtype)
+
+    def sampled(start, function):
+        drawn = iter(normal(1, 250, *Z.shape))
+        options = {"sample_ode": {"sampling_method": "euler"}}.get(
+            name, {"randn": lambda x: next(drawn).to(x)}
+        )
+        return getattr(Sampler(create()), name)(num_steps=250, **options)(start, function)
+
+    short, exact = sampled(z, model), sampled(z.double(), toy_field)
+    assert short.dtype == dtype and set(model.dtypes) == {dtype}
+    assert (short.double() - exact).norm() < 0.01 * exact.norm()
+
+
+def test_likelihoods_of_short_data_are_float32():
+    model = Recorder()
+    sample = Sampler(create()).sample_ode_likelihood(sampling_method="euler", num_steps=20)
+    found, exact = sample(Z.bfloat16(), model), sample(Z.bfloat16().float(), toy_field)
+    assert found.log_density.dtype == torch.float32 and set(model.dtypes) == {torch.bfloat16}
+    assert (found.noise - exact.noise).norm() < 0.01 * exact.noise.norm()
+
+
 def test_samples_carry_no_graph():
     weight = torch.ones((), requires_grad=True)
     for sample in (Sampler(create()).sample_ode(), Sampler(create()).sample_sde(num_steps=5)):
@@ -277,6 +303,8 @@ def test_fixed_step_samplers_never_read_the_device():
         ("sample_sde", dict(last_step_size=1.0), r"\[0, 1\)"),
         ("sample_sde", dict(last_step_size=0.9995), "leaves no time before it"),
         ("sample_sde", dict(diffusion_norm=-1.0), "diffusion_norm is -1.0"),
+        ("sample_ddpm", dict(num_steps=1), "num_steps is 1; at least 2"),
+        ("sample_ddpm", dict(num_steps=0), "num_steps is 0; at least 2"),
         ("sample_ode_likelihood", dict(num_steps=1), "at least 2 time points"),
         ("sample_ode_likelihood", dict(sampling_method="dopri"), "dopri5"),
     ],
