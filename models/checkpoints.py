@@ -202,11 +202,15 @@ def check_state(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def adapt(
-    weights: dict[str, Tensor], model: Denoiser, *, reversed_time: bool = False,
-    pruned: Collection[int] = (),
+    weights: dict[str, Tensor], model: Denoiser, config: dict[str, Any] | None = None, *,
+    reversed_time: bool = False, pruned: Collection[int] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
     """Weights for fine-tuning `model`: other classes get `model`'s own fresh rows (the null row is
     kept), positions of another grid are resampled, and `pruned` blocks are left out.
+
+    Args:
+        config: the arguments of the network that the weights are of, where the checkpoint stores
+            them; else the proportions of its grid are taken to be `model`'s.
 
     Raises:
         ValueError: a difference that fine-tuning cannot bridge, naming the tensor.
@@ -229,8 +233,12 @@ def adapt(
             del weights[table]
         elif table in fresh and weights[table].shape[0] != fresh[table].shape[0]:
             weights[table] = torch.cat([fresh[table][:-1], weights[table][-1:]])
-        if positions in weights and weights[positions].shape[1] != fresh[positions].shape[1]:
-            weights[positions] = resample_positions(weights[positions], model.grid)
+        if positions in weights:
+            old = grid_of(family, config, len(weights)) or proportional(
+                weights[positions].shape[1], model.grid
+            )
+            if old != model.grid and len(old) == len(model.grid):
+                weights[positions] = resample_positions(weights[positions], old, model.grid)
     check_state(model, weights)
     return weights
 
@@ -266,12 +274,33 @@ def without_blocks(
     return found
 
 
-def resample_positions(table: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """A position table (1, N, D) of a grid of the same proportions, interpolated to `grid`."""
-    ratio = (table.shape[1] / torch.Size(grid).numel()) ** (1 / len(grid))
-    old = [round(n * ratio) for n in grid]
-    if torch.Size(old).numel() != table.shape[1]:
-        raise ValueError(f"{table.shape[1]} positions cannot be resampled to a grid of {grid}")
+def grid_of(family: Family, config: dict[str, Any] | None, tensors: int) -> tuple[int, ...] | None:
+    """Tokens along each axis of a stored network; None: it is not stored.
+
+    Grids of (2, 4, 4) and (8, 2, 2) have as many tokens, at other positions.
+    """
+    if not config:
+        return None
+    check_sizes(config, tensors)
+    with torch.device("meta"):
+        return family.network(**config).grid
+
+
+def proportional(tokens: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid of so many tokens that has the proportions of another one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    ratio = (tokens / torch.Size(grid).numel()) ** (1 / len(grid))
+    found = tuple(round(n * ratio) for n in grid)
+    if torch.Size(found).numel() != tokens:
+        raise ValueError(f"{tokens} positions cannot be resampled to a grid of {grid}")
+    return found
+
+
+def resample_positions(table: Tensor, old: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
+    """A position table (1, N, D) of the grid `old`, interpolated to `grid`."""
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(grid)]
-    image = table.transpose(1, 2).reshape(1, -1, *old)
+    image = table.transpose(1, 2).reshape(1, table.shape[2], *old)
     return F.interpolate(image, size=grid, mode=mode).flatten(2).transpose(1, 2)

@@ -87,6 +87,28 @@ def test_fine_tuning_to_twice_the_size_resamples_positions(public):
     assert (left - public.pos_embed.view(2, 2, -1)[:, 0].mean(0)).norm() < (left - right).norm()
 
 
+def test_a_grid_of_as_many_tokens_is_another_grid():
+    """2 x 4 x 4 and 8 x 2 x 2 are 32 tokens both, of which the second is elsewhere."""
+    shape = dict(patch_size=1, in_channels=3, hidden_size=24, depth=2, num_heads=2, num_classes=0)
+    old = SiT((2, 4, 4), **shape)
+    same, other, longer = (SiT(axes, **shape) for axes in ((2, 4, 4), (8, 2, 2), (4, 4, 4)))
+    found = adapt(old.state_dict(), same, old.config)["pos_embed"]
+    assert torch.equal(found, old.pos_embed)
+    table = old.pos_embed.view(2, 4, 4, 24)
+    found = adapt(old.state_dict(), other, old.config)["pos_embed"].view(8, 2, 2, 24)
+    torch.testing.assert_close(found[0], table[0].view(2, 2, 2, 2, 24).mean((1, 3)))
+    torch.testing.assert_close(found[-1], table[-1].view(2, 2, 2, 2, 24).mean((1, 3)))
+    found = adapt(old.state_dict(), longer, old.config)["pos_embed"].view(4, 4, 4, 24)
+    torch.testing.assert_close(found[[0, -1]], table)
+
+
+def test_a_stored_grid_that_the_positions_are_not_of_is_refused():
+    shape = dict(patch_size=1, in_channels=3, hidden_size=24, depth=2, num_heads=2, num_classes=0)
+    old = SiT((2, 4, 4), **shape)
+    with pytest.raises(ValueError, match="stored architecture is not that of its tensors"):
+        adapt(old.state_dict(), SiT((4, 4, 4), **shape), old.config | {"input_size": (3, 4, 4)})
+
+
 def test_fine_tuning_cannot_change_the_width(public):
     with pytest.raises(ValueError, match="pos_embed is .* in this model"):
         adapt(public.state_dict(), SiT_models["SiT-B/4"](input_size=8, num_classes=10))
