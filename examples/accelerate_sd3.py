@@ -71,10 +71,11 @@ def main(steps: int = 100, weight: float = 0.2) -> None:
     layers = accelerator.unwrap_model(model).transformer_blocks  # without DDP around them
     sync = LayerSync(pairs=[(2, 5)], weight=weight)  # LayerSync 2
     for step, (x, label) in enumerate(loader):
+        update = step // accelerator.gradient_accumulation_steps  # steps of the optimizer
         with accelerator.accumulate(model):
             with record_blocks(layers, sync.blocks, tokens=image_tokens) as blocks:  # LayerSync 3
                 loss = flow_matching_loss(model, x, text[label], pooled[label])
-            accelerator.backward(loss + sync.weight(step) * sync(blocks))  # LayerSync 4
+            accelerator.backward(loss + sync.weight(update) * sync(blocks))  # LayerSync 4
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -65,6 +65,13 @@ def test_an_example_trains_and_the_term_takes_part(name, capsys, tmp_path):
     assert abs(pulled[-1][1] - vanilla[-1][1]) > 1e-3
 
 
+def test_a_schedule_counts_steps_of_the_optimizer_where_gradients_are_accumulated(monkeypatch):
+    run, asked = example("accelerate_sd3"), []
+    monkeypatch.setattr(LayerSync, "weight", lambda self, step: asked.append(step) or 0.2)
+    run.main(steps=5)
+    assert asked == [0, 0, 1, 1, 2]
+
+
 def test_an_example_runs_from_the_command_line():
     words = [sys.executable, "examples/transformer_encoder.py"]
     here = os.environ | {"PYTHONPATH": str(ROOT)}  # the package of this folder, installed or not
