@@ -27,6 +27,7 @@ from runtime.presets import PRESETS
 from runtime.pulse import Pulse
 from runtime.resume import mark, opened_folder, starting_point
 from runtime.saver import Saver
+from runtime.untrusted import parsed
 from training import Trainer, build, needs_of, with_length
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ def main() -> None:
     if origin and not start.resumes:
         with asked_of_user(about=start.ckpt):
             weights = adapt(
-                origin.ema, model, reversed_time=origin.reversed_time, pruned=config.prune_blocks
-            )
+                origin.ema, model, origin.architecture,
+                reversed_time=origin.reversed_time, pruned=config.prune_blocks,
+            )  # fmt: skip
         model.load_state_dict(weights)
     trainer = Trainer(config, domain, transport, model, method, ranks)
     state = trainer.state
@@ -106,7 +108,6 @@ def train(
     """
     config, state = trainer.config, trainer.state
     batches = sound(feed, log, pulse)
-    looked: dict[str, float] = {}  # the first sample of telemetry
 
     @contextmanager
     def aside(what: str) -> Iterator[None]:
@@ -137,8 +138,8 @@ def train(
             with aside("telemetry"):
                 found = trainer.telemetry()
                 log.row(done, "telemetry", found)
-                looked = looked or found
-                for alarm in alarms(found, looked, done) if trainer.reg_weight(done) else ():
+                first = first_telemetry(log)
+                for alarm in alarms(found, first, done) if trainer.reg_weight(done) else ():
                     log.say(f"warning: {alarm}")
         if score and (last or done % config.score_every == 0):
             with aside("scores"):  # before the save: a run that dies between them scores again
@@ -147,16 +148,25 @@ def train(
         if saves and (last or stops or not state.guard.in_row):
             with aside("saving"):
                 saver.save(done, trainer.content() | {"images": len(feed.images)})
-        if stops:
-            stop(done, log, saver, pulse)
         if previews and (last or done % config.sample_every == 0):
             with aside("previews"):
                 path = log.folder / "samples" / f"{done:07d}.png"
                 trainer.preview(path)
                 log.picture(done, path)
+        if stops:
+            stop(done, log, saver, pulse)
     with pulse.doing("saving", aside=True):
         saver.wait()
         trainer.ranks.barrier()
+
+
+def first_telemetry(log: Log) -> dict[str, float]:
+    """The run's first sample, whichever of its processes took it; {} on ranks that do not speak."""
+    if not log.ranks.is_main:
+        return {}
+    with open(log.folder / "log.jsonl") as lines:
+        rows = map(parsed, lines)
+        return next((row["telemetry"] for row in rows if "telemetry" in row), {})
 
 
 def stop(done: int, log: Log, saver: Saver, pulse: Pulse) -> None:

@@ -82,7 +82,8 @@ class FeatureStore:
             ValueError: naming the image whose features are not finite.
         """
         index = batch.index.numpy()
-        flip = batch.flipped.numpy().astype(np.int64) if self.card.flips == 2 else 0
+        mirrored = self.card.flips == 2 and batch.flipped is not None
+        flip = batch.flipped.numpy().astype(np.int64) if mirrored else 0
         values = torch.from_numpy(self.values[index, flip])
         finite = values.isfinite().flatten(1).all(1)
         if not finite.all():

@@ -17,10 +17,14 @@ import torch
 from PIL import Image
 
 import models
+import training
 from domains.order import GlobalBatches
 from runtime import checkpoint
 from runtime.config import TrainConfig
+from runtime.distributed import Ranks
 from runtime.draws import draws_of_step
+from runtime.errors import REQUEUE
+from runtime.pulse import Pulse
 from tests.commands import (
     ROOT,
     assert_same_state,
@@ -324,6 +328,41 @@ def images(folder: Path, *, classes: int, each: int, size: int) -> None:
         for number in range(each):
             pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"class{label}" / f"{number}.png")
+
+
+@pytest.mark.parametrize("classes", [0, 10])
+def test_previews_ask_for_the_null_only_where_there_is_a_condition(classes):
+    """Of an unconditional model both halves would be the same, at twice the time."""
+    flags = dict(dataset_name="digits", model="SiT-Ti/4", depth=2, hidden_size=32, num_heads=2)
+    config = TrainConfig(**flags, num_classes=classes, loss_type="vanilla", max_steps=1)
+    alone = Ranks(0, 1, torch.device("cpu"))
+    trainer = training.Trainer(*training.build(config, alone.device), alone)
+    seen = []
+    trainer.state.ema.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    trainer.sample(range(3), cfg_scale=4.0)
+    assert set(seen) == {6 if classes else 3}
+
+
+def test_a_signal_leaves_out_no_preview_that_is_due(tmp_path, monkeypatch):
+    """The run goes on after that step, and never comes back to it."""
+    monkeypatch.setattr(Pulse, "stops", lambda self: True)
+    flags = ["--max-steps", 4, "--sample-every", 1, "--results-dir", tmp_path]
+    result = call("train", *BATCH, *flags)
+    assert result.code == REQUEUE and "stopped by a signal after step 1" in result.out
+    assert list(tmp_path.glob("*/samples/0000001.png"))
+
+
+def test_alarms_compare_with_the_first_telemetry_of_the_run_not_of_its_process(tmp_path):
+    flags = [*BATCH, "--telemetry-every", 1, "--ckpt-every", 2, "--results-dir", tmp_path]
+    done = succeed("train", *flags, "--max-steps", 2)
+    assert "the teacher collapses" not in done.out
+    (log,) = tmp_path.glob("*/log.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    first = next(line for line in lines if "telemetry" in line)
+    first["telemetry"]["teacher_norm 1:2"] = 1e6
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = succeed("train", *flags, "--max-steps", 3, "--resume", "auto")
+    assert "1.0e+06 at first: the teacher collapses" in done.out
 
 
 def test_training_in_the_latents_of_a_vae(tmp_path, tiny_vae):

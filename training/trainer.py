@@ -291,11 +291,12 @@ class Trainer:
         """What the EMA model draws (B, C, *axes), and choices of the domain (B,), random ones
         unless given."""
         domain = self.domain
+        scale = cfg_scale if self.model.is_conditional else 1.0  # else both halves are the same
         streams = SampleStreams(numbers, self.config.global_seed, self.ranks.device)
         z, drawn = streams.start(domain.shape, domain.choices)
         chosen = drawn if chosen is None else chosen
         sample = Sampler(self.transport).sample_few(
-            guidance=Guidance(cfg_scale, self.model.null, domain.guided_channels),
+            guidance=Guidance(scale, self.model.null, domain.guided_channels),
             randn=streams.like,
         )
         with self.arithmetic():

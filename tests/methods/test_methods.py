@@ -209,6 +209,7 @@ def test_features_are_of_the_image_and_of_its_mirror_image(features, monkeypatch
         flipped[0], classifier(batch.raw[:1].flip(-1)).pool[0], rtol=1e-2, atol=1e-2
     )
     assert flipped[1:].equal(plain[1:])
+    assert store.of(batch._replace(flipped=None)).float().equal(plain)  # of sets that never flip
 
 
 def rewritten(features, folder, values=lambda values: values, **card):
