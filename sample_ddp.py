@@ -32,7 +32,7 @@ from runtime.config import (
     SDEFlags,
     parse_sampling,
 )
-from runtime.distributed import Ranks
+from runtime.distributed import UNEVEN, Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
 from runtime.files import atomic_write, discard_rests, sha256_of, write_json
@@ -48,7 +48,7 @@ MODES = {"ODE": NpzODE, "SDE": NpzSDE, "DDPM": NpzDDPM}
 
 def main() -> None:
     flags = parse_sampling(MODES, PROTOCOLS)
-    ranks = distributed.start(flags.device)
+    ranks = distributed.start(flags.device, patience=UNEVEN)
     kind = task_of(flags)
     opened = open_checkpoint(flags, ranks.device, reads_data=issubclass(kind, FromData))
     task = kind(flags, opened, ranks)

@@ -179,9 +179,12 @@ def stop(done: int, log: Log, saver: Saver, pulse: Pulse) -> None:
         log.ranks.barrier()
     sentence = f"stopped by a signal after step {done}, which is saved: --resume auto goes on"
     log.say(sentence)
-    log.close()
     if log.ranks.is_main:
         mark(log.folder, sentence)
+    # The others wait here: the first rank that leaves ends those that have not after seconds.
+    with pulse.doing("closing the log", aside=True):
+        log.close()
+        log.ranks.barrier()
     raise Requeue
 
 

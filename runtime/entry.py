@@ -44,10 +44,8 @@ def run(main: Callable[[], None]) -> None:
         if stop.code == 2:
             distributed.leave("", alone=False)
         raise
-    except FloatingPointError as error:  # training broke down: every rank sees the same
-        if speaks():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+    except FloatingPointError as error:  # training broke down on all ranks, or samples on one
+        distributed.leave(f"error: {one_line(str(error))}", alone=False, code=1)
     except OSError as error:
         if error.filename is None:
             if error.errno not in UNPRINTED:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import domains
 import training
 from domains import store
 from domains.image_store import ImageEncoding, content_of
 from domains.order import GlobalBatches
+from runtime import distributed
 from runtime.config import TrainConfig
 from runtime.distributed import Ranks
 from runtime.errors import REQUEUE
@@ -26,6 +28,7 @@ from tests.commands import (
     call,
     checkpoint_of,
     flat,
+    launch,
     launched,
     refused,
     succeed,
@@ -244,6 +247,43 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path):
     assert code == 1 and said.count("exitcode  : 75") == 2, said
     (path,) = (run_of(tmp_path) / "checkpoints").iterdir()
     assert rows(tmp_path)[-1]["step"] == int(path.stem) and (run_of(tmp_path) / MARK).exists()
+
+
+SLOW_TO_CLOSE = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import train
+from runtime import distributed
+from runtime.entry import run
+from runtime.log import Log
+from runtime.pulse import Pulse
+from runtime.saver import Saver
+
+folder = Path(sys.argv[1])
+
+def close():
+    time.sleep(7)
+    (folder / "closed").touch()
+
+def main():
+    ranks = distributed.start("cpu")
+    log = Log(folder, ranks, start=0, stop=9, images_per_step=1)
+    log.writers = [SimpleNamespace(close=close)] if ranks.is_main else []
+    saver = Saver(folder, ranks, keep_last=0, milestone_every=0)
+    with Pulse(ranks, 0, patience=600) as pulse:
+        train.stop(1, log, saver, pulse)
+
+run(main)
+"""
+
+
+def test_a_stopped_run_is_marked_and_its_log_closed_however_long_that_takes(tmp_path):
+    """wandb uploads what it has when it is closed; ranks leave together, within seconds."""
+    (tmp_path / "slow.py").write_text(SLOW_TO_CLOSE)
+    result = launch(tmp_path / "slow", tmp_path, processes=2)
+    assert "exitcode  : 75" in result.err, result.err
+    assert (tmp_path / MARK).exists() and (tmp_path / "closed").exists()
 
 
 def test_sampling_ends_at_once_and_goes_on_later(six_steps, tmp_path):
@@ -485,3 +525,37 @@ def test_a_crash_in_one_rank_ends_the_other(tmp_path):
     assert code == 1 and time.monotonic() - begin < 200
     assert "AssertionError: unforeseen" in said
     assert said.count("error: another process has ended") == 1
+
+
+NOT_FINITE = """
+import sys
+from runtime import distributed
+from runtime.entry import run
+
+def main():
+    ranks = distributed.start("cpu")
+    ranks.barrier()
+    if str(ranks.rank) in sys.argv[1]:
+        raise FloatingPointError("samples are not finite")
+    ranks.barrier()  # waits for the other for ever
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("ranks", ["01", "1"])
+def test_what_is_not_finite_is_said_once_whichever_ranks_see_it(tmp_path, ranks):
+    """In training all do; each rank has samples of its own."""
+    (tmp_path / "job.py").write_text(NOT_FINITE)
+    result = launch(tmp_path / "job", ranks, processes=2)
+    assert result.err.count("error: samples are not finite") == 1, result.err
+    assert "exitcode  : 1 " in result.err
+
+
+def test_a_store_that_is_gone_says_that_all_have_left():
+    """Without torchrun's store rank 0 hosts one, until it has counted the others."""
+    host = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("localhost", host.port, is_master=False)
+    assert not distributed.all_have_left(store, 2, seconds=0)
+    del host
+    assert distributed.all_have_left(store, 2, seconds=60)
