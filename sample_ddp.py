@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from domains import Condition, Domain, Draws, NoHeldOut
+from domains.domain import fingerprint_of
 from domains.reading import tell
 from runtime import distributed
 from runtime.config import (
@@ -179,16 +180,17 @@ class FromData(Samples):
         super().__init__(flags, opened, ranks)
         domain = opened.domain
         try:
-            self.images = domain.held_out_set()
+            self.images, self.part = domain.held_out_set(), "held out"
         except NoHeldOut:
-            self.images = domain.train_set(augment=False)
+            self.images, self.part = domain.train_set(augment=False), "train"
         self.count = min(self.count, len(self.images))
         self.arrays = self.arrays_of_task
         if flags.pngs or flags.cfg_scale != 1:
             raise InputError("--reverse and --likelihood go without --pngs and --cfg-scale")
 
     def protocol(self) -> dict[str, Any]:
-        return {"seed_scheme": "(seed, image index)"}
+        data = {"part": self.part, "sha256": fingerprint_of(self.images)}
+        return {"seed_scheme": "(seed, image index)", "data": data}
 
     def data(self, indices: range, streams: SampleStreams) -> tuple[Tensor, Condition]:
         """Model input x and the conditions of the images; padding repeats the last image."""

@@ -6,7 +6,7 @@ Whether tracks are files (jamendo.py) or were encoded before (track_store.py), a
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from .domain import Batch, Condition, Domain
 from .oobleck import OobleckConfig
 from .order import Draws
 from .sound import save_sounds
+from .sources import sha256_over
 
 SAMPLES = 441_000  # of a crop: 10 seconds
 
@@ -78,6 +79,9 @@ class Crops(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
 
     def __getitems__(self, draws: Draws) -> Batch:
         crops = []
@@ -164,6 +168,14 @@ class AudioDomain(Domain):
                 f"{self.num_classes}: leave it out, or give 0 for none"
             )
         return Crops(found, self.raw_shape[1], labeled=self.multi_label)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Whose labels samples get; None: one label each."""
+        if not self.source.at_hand:
+            return {"labels": None}
+        labels = self.train_tracks.labels
+        return {"labels": sha256_over(repr(labels.shape).encode(), np.packbits(labels))}
 
     @property
     def choices(self) -> int:

@@ -74,6 +74,13 @@ class DataSet(Protocol):
         """The name by which torch's DataLoader asks for a whole batch."""
 
 
+def fingerprint_of(images: DataSet) -> str | None:
+    """SHA-256 of what tells these data from others; None: a set that has no such method, whose data
+    are where its code is."""
+    own = getattr(images, "fingerprint", None)
+    return own and own()
+
+
 def as_read(batch: Batch) -> Batch:
     """The `collate_fn` of a DataLoader whose set makes whole batches."""
     return batch

@@ -19,6 +19,7 @@ from runtime.untrusted import block_of, json_of, name_inside, read_array
 from .codecs import PIXELS, Codec
 from .decoding import Unreadable
 from .latents import MOST_CLASSES, SD_DOWN, SD_SCALE, StoredCodec
+from .sources import sha256_over
 from .store import gather
 
 VA_VAE_DOWN = 16  # of LightningDiT's VA-VAE
@@ -90,6 +91,9 @@ class RepaFolder:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def fingerprint(self) -> str:
+        return sha256_over(b"\n".join(self.names.tolist()), self.labels)
 
     def gather(self, index: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         moments = [self.read(number) for number in index.tolist()]
@@ -168,13 +172,17 @@ class LightningDiTShards:
             raise InputError(f"{path} holds no statistics of LightningDiT's: {error}") from None
         return mean, std
 
+    @property
+    def files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors"))
+
     @cached_property
     def shards(self) -> list[dict[str, np.ndarray]]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         shards = []
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in self.files:
             try:
                 shard = {
                     name: tensor.numpy()
@@ -219,6 +227,10 @@ class LightningDiTShards:
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    def fingerprint(self) -> str:
+        files = [(path.name, path.stat().st_size) for path in self.files]
+        return sha256_over(repr(files).encode(), self.labels)
 
     def gather(self, index: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shard = np.searchsorted(self.ends, index, side="right")

@@ -158,6 +158,9 @@ class MomentStore:
     def __len__(self) -> int:
         return self.manifest.encoding.count
 
+    def fingerprint(self) -> str:
+        return self.manifest.encoding.data_set
+
     @cached_property
     def labels(self) -> np.ndarray:
         labels = np.concatenate([shard["labels"] for shard in self.manifest.shards])

@@ -41,6 +41,9 @@ class ImageSet(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
     def __getitems__(self, draws: Draws) -> Batch:
         pairs = zip(draws.index.tolist(), draws.flipped.tolist(), strict=True)
         batch = collate([self.read(index, flipped) for index, flipped in pairs])

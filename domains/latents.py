@@ -38,6 +38,9 @@ class LatentSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    def fingerprint(self) -> str:
+        """SHA-256 of what tells data apart without reading them: names, sizes, classes."""
+
     def gather(self, index: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is stored of the images or of their mirror images (B, ...), and classes (B,).
 
@@ -69,6 +72,9 @@ class LatentSet(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
 
     def __getitems__(self, draws: Draws) -> Batch:
         flipped = draws.flipped & self.hflip

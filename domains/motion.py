@@ -66,6 +66,9 @@ class Motions(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
+    def fingerprint(self) -> str:
+        return self.clips.fingerprint()
+
     def __getitems__(self, draws: Draws) -> Batch:
         size = len(draws.index)
         raw = np.tile(self.mean[:, None], (size, 1, self.frames))

@@ -257,6 +257,9 @@ class Clips(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
     def __getitems__(self, draws: Draws) -> Batch:
         pairs = zip(draws.index.tolist(), draws.seed.tolist(), strict=True)
         try:

@@ -77,6 +77,9 @@ def test_samples_are_sounds_with_the_labels_of_tracks(run, flags, tmp_path):
         assert np.abs(a["arr_0"].astype(int) - b["arr_0"]).max() <= 2
     protocol = json.loads((tmp_path / "a.json").read_text())
     assert protocol["int16"] and protocol["image_size"] == 8192
+    without = [*words[:2], *words[4:], "--num-fid-samples", 4, "--per-proc-batch-size", 4]
+    said = refused("sample_ddp", "ODE", *without, "--sample-dir", tmp_path, "--name", "a")
+    assert "was drawn with another labels" in said, "of no tracks, but one each"
     said = refused("sample_ddp", "ODE", *words, "--pngs", "--sample-dir", tmp_path)
     assert "--pngs: samples of mtg-jamendo are no pictures" in said
 

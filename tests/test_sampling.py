@@ -258,6 +258,22 @@ def test_the_likelihood_is_of_the_folder_that_the_run_was_trained_on(tmp_path, p
     assert np.load(npz_of(tmp_path / "out"))["bits_per_dim"].shape == (5,)
 
 
+def test_the_likelihood_of_other_images_is_another_file(tmp_path, perturb):
+    one, other = (picture_folder(tmp_path / name, [(name, 3)]) for name in ("a", "b"))
+    args = DIGITS | dict(dataset_name="folder", data_path=str(one), num_classes=1)
+    run = digits_run(tmp_path, perturb, args=args, in_channels=3, num_classes=1, depth=1)
+    words = ["--likelihood", "--sampling-method", "heun2", "--num-sampling-steps", 3]
+    words = ["ODE", "--ckpt", run, *words, "--sample-dir", tmp_path / "out"]
+    for folder in (one, other):
+        succeed("sample_ddp", *words, "--data-path", folder)
+    cards = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
+    assert len({card["data"]["sha256"] for card in cards}) == 2
+    assert [card["data"]["part"] for card in cards] == ["train", "train"]
+    succeed("sample_ddp", *words, "--name", "x")
+    said = refused("sample_ddp", *words, "--name", "x", "--data-path", other)
+    assert "x.json was drawn with another data" in said
+
+
 def test_reverse_gives_the_noise_that_real_images_come_from(tmp_path, ckpt, model):
     import domains
 
