@@ -19,6 +19,7 @@ class Start(NamedTuple):
     ckpt: str | None  # what it starts from
     resumes: bool  # exactly where that one stopped; else from its EMA weights alone
     damaged: tuple[str, ...] = ()  # newer checkpoints of the run, which are set aside
+    own: bool = False  # the folder is that of `ckpt`; else a new one
 
 
 def starting_point(config: TrainConfig, images: int) -> Start:
@@ -68,7 +69,7 @@ def given(path: Path) -> tuple[Checkpoint, list[Path]]:
 
 
 def resumed(folder: Path, origin: Checkpoint, damaged: list[Path]) -> Start:
-    return Start(str(folder), str(origin.path), True, tuple(map(str, damaged)))
+    return Start(str(folder), str(origin.path), True, tuple(map(str, damaged)), own=True)
 
 
 def mark(folder: Path, sentence: str) -> None:
@@ -105,7 +106,7 @@ def opened_folder(start: Start) -> str:
     folder = Path(start.folder)
     for path in start.damaged:
         os.replace(path, f"{path}.damaged")
-    if folder.exists() and start.resumes:
+    if folder.exists() and start.own:
         (folder / MARK).unlink(missing_ok=True)
         for part in (folder, folder / "checkpoints", folder / "samples"):
             discard_rests(part)

@@ -14,6 +14,7 @@ from runtime.files import atomic_write, retried
 from runtime.log import Log, cut_after, readable
 from runtime.npz import Blocks
 from runtime.random import generator, seed_of
+from runtime.resume import Start, opened_folder
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
@@ -102,6 +103,17 @@ def test_runs_are_numbered_and_the_highest_is_last(tmp_path):
     assert [p.name for p in checkpoint.runs(tmp_path, "SiT-B-2-x")][-1] == "1000-SiT-B-2-x"
     assert checkpoint.new_run(tmp_path, "SiT-B-2-x").name == "1001-SiT-B-2-x"
     assert checkpoint.new_run(tmp_path / "empty", "a").name == "000-a"
+
+
+def test_a_run_that_goes_on_in_a_new_folder_enters_no_others(tmp_path):
+    """Another job may take the number between the look at the folder and its making."""
+    checkpoints = tmp_path / "003-SiT-x" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    half = checkpoints / ".0000100.pt.abcd1234.tmp"
+    half.touch()
+    start = Start(str(checkpoints.parent), "elsewhere/0000001.pt", resumes=True)
+    assert opened_folder(start) == str(tmp_path / "004-SiT-x") and half.exists()
+    assert opened_folder(start._replace(own=True)) == start.folder and not half.exists()
 
 
 def test_any_name_and_folder_of_a_checkpoint_is_fine(tmp_path):
