@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from unicodedata import category
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .errors import InputError, is_plain
+from .errors import InputError
 from .files import discard_rests, open_patiently, retried, write_patiently
 from .tensors import read_tensors
 from .untrusted import read_json, shown
@@ -120,13 +121,12 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
         content |= about_exported(path)
     if "args" not in content and MDM_WEIGHTS in plain_names(averaged(content), path):
         content = mdm_content(content, path)
-    args = content.get("args") or {}
+    args = part_of(content, "args")
     args = vars(args) if isinstance(args, argparse.Namespace) else args
-    parts = {"args": args, "opt": content.get("opt") or {}}
-    for name in ("regulariser", "codec", "targets", "guard"):
-        parts[name] = content.get(name) or {}
-    architecture = content.get("architecture")
-    for name, part in (parts | {"architecture": architecture or {}}).items():
+    parts = {"args": args}
+    for name in ("opt", "regulariser", "codec", "targets", "guard"):
+        parts[name] = part_of(content, name)
+    for name, part in (parts | {"architecture": part_of(content, "architecture")}).items():
         if not isinstance(part, dict):
             raise InputError(f"checkpoint {path}: its {name} is a {type(part).__name__}")
         if name in COMPARED and any(isinstance(leaf, Tensor) for leaf in tree_leaves(part)):
@@ -138,14 +138,20 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
     ema = averaged(content)
     return Checkpoint(
         path=path,
-        model=plain_names(content.get("model") or {}, path),
+        model=plain_names(part_of(content, "model"), path),
         ema=plain_names(ema, path),
         **parts,
-        architecture=architecture,
+        architecture=content.get("architecture"),
         reversed_time="enc_type" in args or "proj_coeff" in args,
         step=step_of(content, path),
         images=content["images"] if type(content.get("images")) is int else None,
     )
+
+
+def part_of(content: dict[str, Any], name: str) -> Any:
+    """What a file holds under a name, whatever that is; {}: nothing."""
+    part = content.get(name)
+    return part if isinstance(part, Tensor) else part or {}  # a tensor is neither true nor false
 
 
 def check_flags(args: dict[str, Any], targets: dict[str, Any], path: Path) -> None:
@@ -155,11 +161,18 @@ def check_flags(args: dict[str, Any], targets: dict[str, Any], path: Path) -> No
     """
     for name, kind in READ.items():
         value = args.get(name)
-        fits = isinstance(value, (int, float) if kind is float else kind) and is_plain(value)
+        fits = isinstance(value, (int, float) if kind is float else kind) and not commands(value)
         if value is not None and not fits:
             raise InputError(f"checkpoint {path}: its {name} is {shown(value)}")
     if not all(isinstance(name, str) for name in targets.values()):
         raise InputError(f"checkpoint {path}: its targets have no names")
+
+
+def commands(value: Any) -> set[str]:
+    """What in a text are commands to a terminal, line ends or turns of direction: no letters of
+    names, which may hold spaces of any width, and bytes that are no text."""
+    letters = value if isinstance(value, str) else ""
+    return {letter for letter in letters if category(letter) in ("Cc", "Cf", "Zl", "Zp")}
 
 
 def run_of(found: Checkpoint) -> dict[str, Any]:
@@ -195,8 +208,8 @@ def about_exported(path: Path) -> dict[str, Any]:
 
 def averaged(content: dict[str, Any]) -> Any:
     """The weights to sample from; MDM calls them model_avg."""
-    names = ("ema", "model_avg", "model")
-    return next((content[name] for name in names if content.get(name)), {})
+    found = (part_of(content, name) for name in ("ema", "model_avg", "model"))
+    return next((part for part in found if isinstance(part, Tensor) or part), {})
 
 
 def mdm_content(content: dict[str, Any], path: Path) -> dict[str, Any]:

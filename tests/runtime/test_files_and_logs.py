@@ -127,6 +127,26 @@ def test_any_name_and_folder_of_a_checkpoint_is_fine(tmp_path):
     assert checkpoint.read(folder / "0050000.pt").step == 50_000
 
 
+@pytest.mark.parametrize("name", ["Screenshot 9.41\u202fPM", "a\xa0b", "\u3000", "v\udcffae"])
+def test_a_flag_may_be_a_folder_of_any_name_that_training_takes(tmp_path, name):
+    torch.save({"ema": {}, "args": {"vae": f"/data/{name}"}}, tmp_path / "a.pt")
+    assert checkpoint.read(tmp_path / "a.pt").args["vae"] == f"/data/{name}"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "\u202egpj", "a\u2028b"])
+def test_a_flag_that_commands_a_terminal_is_refused(tmp_path, name):
+    torch.save({"ema": {}, "args": {"vae": f"/data/{name}"}}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="its vae is"):
+        checkpoint.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("part", ["opt", "args", "guard", "architecture", "ema", "model"])
+def test_a_part_that_is_a_tensor_is_refused(tmp_path, part):
+    torch.save({"model": {}, "ema": {}, part: torch.zeros(3)}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=f"its {part} is a Tensor|holds no state dict"):
+        checkpoint.read(tmp_path / "a.pt")
+
+
 def test_a_rollback_goes_to_where_an_uninterrupted_run_would_go(tmp_path):
     """Not to what a signal had saved since, unless there is nothing else."""
     for step in (10, 13, 20, 27):
