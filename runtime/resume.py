@@ -34,10 +34,12 @@ def starting_point(config: TrainConfig, images: int) -> Start:
     4. a new run.
 
     Raises:
-        InputError: the checkpoint belongs to other flags or data, or does not exist.
+        InputError: the checkpoint belongs to other flags or data, or does not exist; the folder has
+            a name below which it could not be read again.
     """
     label = checkpoint.run_label(config.model, config.wandb_run_name)
     results = Path(config.results_dir)
+    check_name(results / label)
     if config.fine_tune and config.ckpt is None:
         raise InputError("--fine-tune needs --ckpt: the file or run folder to start from")
     if config.prune_blocks and not config.fine_tune:
@@ -61,6 +63,20 @@ def starting_point(config: TrainConfig, images: int) -> Start:
     if others and max(others, key=lambda path: int(path.stem)) == origin.path:
         return resumed(folder, origin, damaged)
     return Start(str(fresh), str(origin.path), resumes=True)
+
+
+def check_name(folder: Path) -> None:
+    """
+    Raises:
+        InputError: it holds bytes that are no text; torch opens no file there, nor TensorBoard.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"--results-dir and --wandb-run-name make {folder}, where torch could not read "
+            "checkpoints: a folder's name has to be text in UTF-8"
+        ) from None
 
 
 def given(path: Path) -> tuple[Checkpoint, list[Path]]:

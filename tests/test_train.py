@@ -499,6 +499,12 @@ def test_bad_flags_get_one_sentence_and_nothing_is_written(tmp_path, flags, word
     assert not (tmp_path / "results").exists()
 
 
+def test_a_results_folder_in_which_torch_could_not_read_is_refused(tmp_path):
+    folder = tmp_path / os.fsdecode(b"r\xff")
+    said = refused("train", *BATCH, "--max-steps", 2, "--results-dir", folder)
+    assert "r\\udcff" in said and "has to be text in UTF-8" in said and not folder.exists()
+
+
 def test_a_results_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     flags = ["--max-steps", 1, "--results-dir", tmp_path / "file" / "results"]
