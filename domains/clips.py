@@ -82,17 +82,26 @@ def decoded(path: Path, cut: Cut, *, place: float) -> np.ndarray:
     Raises:
         Unreadable: the file is damaged, holds no video, or is shorter than the clip.
     """
-    images, seen = [], 0
     with opened(path) as (file, stream):
-        wanted = cut.numbers(length(file, stream), place)
-        for number, frame in enumerate(islice(file.decode(stream), wanted.stop)):
-            seen = number + 1
-            if number in wanted:
-                images.append(pixels(path, frame, cut))
+        said = length(file, stream)
+        images, seen = taken(path, file, stream, cut, cut.numbers(said, place))
+    if len(images) < cut.frames and seen < said and seen == shown(path):
+        with opened(path) as (file, stream):
+            images, seen = taken(path, file, stream, cut, cut.numbers(seen, place))
     missing = cut.frames - len(images)
     if missing and not (cut.holds and images):
         raise Unreadable(cut.too_long(path, seen))
     return np.stack(images + images[-1:] * missing).transpose(3, 0, 1, 2)
+
+
+def taken(path: Path, file, stream, cut: Cut, wanted: range) -> tuple[list[np.ndarray], int]:
+    """The wanted frames that there are, and how many were decoded."""
+    images, seen = [], 0
+    for number, frame in enumerate(islice(file.decode(stream), wanted.stop)):
+        seen = number + 1
+        if number in wanted:
+            images.append(pixels(path, frame, cut))
+    return images, seen
 
 
 def whole(path: Path, cut: Cut) -> np.ndarray:
@@ -109,7 +118,7 @@ def whole(path: Path, cut: Cut) -> np.ndarray:
         expected = max(stream.frames, 1)
     if len(images) > most:
         raise Unreadable(f"{path} has more than {most:,} frames of {cut.size[0]} x {cut.size[1]}")
-    if len(images) < expected:
+    if len(images) < expected and len(images) != shown(path):
         raise Unreadable(f"{path} ends after {len(images)} of its {expected} frames")
     return np.stack(images).transpose(3, 0, 1, 2)
 
@@ -137,6 +146,13 @@ def length(file, stream) -> int:
     count = sum(packet.size > 0 for packet in file.demux(stream))
     file.seek(0)
     return count
+
+
+def shown(path: Path) -> int:
+    """Frames of an mp4 that an edit list does not hide: it stands in files that were cut without
+    being encoded anew, and `stream.frames` counts what it hides. Decodes nothing."""
+    with opened(path) as (file, stream):
+        return stream.frames - sum(packet.is_discard for packet in file.demux(stream))
 
 
 def write_mp4(file, frames: Iterable[np.ndarray], fps: float, *, crf: int = 23) -> None:

@@ -12,7 +12,7 @@ import av
 
 import domains
 from domains import Draws, NoHeldOut
-from domains.clips import Cut, decoded, save_clips, strips, write_mp4
+from domains.clips import Cut, decoded, save_clips, strips, whole, write_mp4
 from domains.codecs import VAECodec
 from domains.decoding import Unreadable, center_crop
 from domains.video import read_ssv2
@@ -20,6 +20,7 @@ from runtime.errors import InputError
 from tests.domains.music import tone, write_mp3
 from tests.domains.videos import (
     frames_of,
+    hide,
     numbers_in,
     write_clevrer,
     write_numbered_ssv2,
@@ -299,6 +300,36 @@ def test_with_skip_corrupt_the_next_video_stands_in_for_one_that_cannot_be_read(
     assert len(batch.problems) == 2 and "video_00000.mp4 cannot be decoded" in batch.problems[0]
     said = clevrer(tmp_path).train_set().__getitems__(draws).error
     assert "video_00000.mp4" in said and "--skip-corrupt goes on without such videos" in said
+
+
+def test_frames_that_an_edit_list_hides_are_no_part_of_a_video(tmp_path):
+    path = hide(write_video(tmp_path / "x.mp4", frames_of(50)), first=9, count=30)
+    cut = Cut(4, 1, (16, 16))
+    assert numbers_in(whole(path, cut)) == list(range(9, 39))
+    for place in (0.0, 0.5, 0.999):
+        first, *_, last = numbers_in(decoded(path, cut, place=place))
+        assert 9 <= first and last == first + 3 <= 38
+
+
+def test_a_video_that_ends_before_it_says_is_named(tmp_path):
+    """Unlike one that says what it hides; here cut off between two of its frames."""
+    path = write_video(tmp_path / "x.mp4", frames_of(50))
+    with av.open(str(path)) as file, av.open(
+        str(tmp_path / "y.mp4"), "w", options={"movflags": "faststart"}
+    ) as other:  # fmt: skip
+        (stream,) = file.streams.video
+        copied = other.add_stream_from_template(stream)
+        for packet in file.demux(stream):
+            if packet.size:
+                packet.stream = copied
+                other.mux(packet)
+    hide(tmp_path / "y.mp4", first=9, count=41)
+    with av.open(str(tmp_path / "y.mp4")) as file:
+        places = [packet.pos for packet in file.demux(video=0) if packet.size]
+    content = (tmp_path / "y.mp4").read_bytes()
+    (tmp_path / "y.mp4").write_bytes(content[: places[40]])
+    with pytest.raises(Unreadable, match=r"y.mp4 ends after \d+ of its 50 frames"):
+        whole(tmp_path / "y.mp4", Cut(4, 1, (16, 16)))
 
 
 def test_a_video_with_too_few_frames_is_named(tmp_path):

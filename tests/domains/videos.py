@@ -1,5 +1,6 @@
 """Real video files whose frames say their number, in the layouts of CLEVRER and SSv2."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -25,6 +26,19 @@ def write_video(path, frames, fps=12):
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         file.mux(stream.encode(None))
+    return path
+
+
+def hide(path, first, count, fps=12):
+    """An mp4 cut to `count` frames from `first` on by its edit list alone, as by ffmpeg -c copy."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 12  # its one entry: a length, and from where on
+    _, start = struct.unpack_from(">Ii", content, place)
+    with av.open(str(path)) as file:
+        ticks = round(1 / (fps * file.streams.video[0].time_base))
+    # The length is in milliseconds, as all of a file that PyAV writes.
+    struct.pack_into(">Ii", content, place, 1000 * count // fps, start + first * ticks)
+    path.write_bytes(content)
     return path
 
 
