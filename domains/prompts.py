@@ -1,9 +1,7 @@
 """Captions as sequences of vectors, on disk: made once by the text encoder of Wan or CogVideoX."""
 
-import fcntl
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, locked
 from runtime.hub import FINETUNE
 from runtime.untrusted import shown
 
@@ -178,23 +176,11 @@ def embedded(texts: Sequence[str], name: str, cache_dir: str | None) -> Prompts:
     encoder = None
     for waits in (False, True):  # last for those that others have begun
         for path in tqdm(missing, unit="file", desc="captions", disable=waits or len(missing) < 2):
-            with locked(path.with_suffix(".lock"), waits=waits) as mine:
+            with locked(path.with_suffix(".lock"), f"--cache-dir {cache_dir}", waits=waits) as mine:
                 if mine and not path.exists():
                     encoder = encoder or PromptEncoder.load(name, cache_dir)
                     found.write(path, encoder)
     return found
-
-
-@contextmanager
-def locked(path: Path, *, waits: bool) -> Iterator[bool]:
-    """Whether nobody else is at it."""
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def fingerprint(name: str) -> str:

@@ -9,11 +9,9 @@ The kinds are in image_store.py, track_store.py, frame_store.py and clip_store.p
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from runtime import files
 from runtime.errors import InputError, LocalError
 from runtime.files import discard_rests, retried, write_patiently
 from runtime.untrusted import json_of, parsed
@@ -149,18 +148,13 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         LocalError: another process writes to it now.
+        InputError: its file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with files.locked(folder, f"--out {folder}", waits=False) as alone:
+        if not alone:
+            raise LocalError(f"{folder}: another encode.py is writing there: wait until it ends")
         yield
-    except BlockingIOError:
-        raise LocalError(
-            f"{folder}: another encode.py is writing there: wait until it ends"
-        ) from None
-    finally:
-        os.close(descriptor)
 
 
 def write_shard(folder: Path, encoding: Encoding, shard: Shard, content: Content) -> None:

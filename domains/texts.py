@@ -1,6 +1,5 @@
 """Captions as vectors: CLIP's text encoder, and its vectors of a data set's captions on disk."""
 
-import fcntl
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.errors import InputError
-from runtime.files import atomic_write, sha256_of
+from runtime.files import atomic_write, locked, sha256_of
 from runtime.untrusted import json_of, shown
 
 from .codecs import is_path, looked_up
@@ -116,14 +115,7 @@ def embedded(texts: Sequence[str], name: str, cache_dir: str | None) -> Tensor:
     key = hashlib.sha256("\0".join([identity_of(name), *texts]).encode()).hexdigest()[:16]
     path = Path(cache_dir or ".") / f"captions-{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise InputError(
-                f"--cache-dir {cache_dir}: its file system has no locks ({error.strerror}), name "
-                "another"
-            ) from error
+    with locked(path.with_suffix(".lock"), f"--cache-dir {cache_dir}", waits=True):
         if not path.exists():
             device = "cuda" if torch.cuda.is_available() else "cpu"
             vectors = TextEncoder.load(name, cache_dir, device)(texts)

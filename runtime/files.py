@@ -1,6 +1,7 @@
 """Files appear under their final name complete, or not at all; what fails in passing is retried."""
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeVar
+
+from .errors import InputError
 
 T = TypeVar("T")
 
@@ -151,6 +154,35 @@ def write_patiently(path: str | Path, write: Callable[[IO[bytes]], None]) -> Non
             write(file)
 
     retried(once, path)
+
+
+@contextmanager
+def locked(path: Path, called: str, *, waits: bool) -> Iterator[bool]:
+    """Whether no other process is within, too.
+
+    Args:
+        path: a folder, or a file, which is made.
+        called: the flag that says where it is, and its value.
+        waits: until no other is.
+
+    Raises:
+        InputError: its file system has no locks.
+    """
+    how = os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT
+    descriptor = os.open(path, how, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            alone = True
+        except BlockingIOError:
+            alone = False
+        except OSError as error:
+            raise InputError(
+                f"{called}: its file system has no locks ({error.strerror}), name another"
+            ) from error
+        yield alone
+    finally:
+        os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -1,16 +1,20 @@
 """Files that appear whole, logs that survive a kill, checkpoints that are kept or pruned."""
 
+import errno
+import fcntl
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
+from domains import store
 from runtime import checkpoint, files
 from runtime.distributed import Ranks
 from runtime.ema import EMA
 from runtime.errors import InputError, sentence_of
-from runtime.files import atomic_write, retried
+from runtime.files import atomic_write, locked, retried
 from runtime.log import Log, cut_after, readable
 from runtime.npz import Blocks
 from runtime.random import generator, seed_of
@@ -60,6 +64,20 @@ def test_a_folder_without_a_name_is_no_file_to_write(path):
     with pytest.raises(IsADirectoryError) as error, atomic_write(path):
         pass
     assert sentence_of(error.value) == f"{path}: Is a directory"
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for lock in (tmp_path, tmp_path / "x.lock"):
+        with pytest.raises(InputError, match="--out x: its file system has no locks"):
+            with locked(lock, "--out x", waits=False):
+                pass
+    with pytest.raises(InputError, match=f"--out {tmp_path}/s: its file system has no locks"):
+        with store.locked(tmp_path / "s"):
+            pass
 
 
 def test_other_errors_are_left_as_they_are():
