@@ -30,4 +30,4 @@ test-all: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv results samples
+	rm -rf .venv $(DEMO)

@@ -195,10 +195,7 @@ def loader(config: EncodeConfig, encoder: Encoder, shards: Sequence[Shard]) -> D
         for shard in shards
         for first in range(shard.start, shard.stop, size)
     ]
-    return DataLoader(
-        encoder.samples, batch_sampler=draws, collate_fn=domains.as_read,
-        num_workers=config.num_workers,
-    )  # fmt: skip
+    return domains.loader_of(encoder.samples, draws, config.num_workers)
 
 
 def sound(batches: Iterable[domains.Batch], bar: tqdm) -> Iterator[domains.Batch]:

@@ -1,7 +1,7 @@
 """What every modality gives the loop: batches, shapes, a codec, and pictures of samples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -9,7 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from runtime import signals
 from runtime.errors import InputError, LocalError
 
 from .codecs import PIXELS, Codec
@@ -84,6 +86,17 @@ def fingerprint_of(images: DataSet) -> str | None:
 def as_read(batch: Batch) -> Batch:
     """The `collate_fn` of a DataLoader whose set makes whole batches."""
     return batch
+
+
+def loader_of(
+    images: DataSet, batches: Iterable[Draws], workers: int,
+    generator: torch.Generator | None = None,
+) -> DataLoader:  # fmt: skip
+    """Whole batches, read by so many processes, which signals to all of a job do not end."""
+    return DataLoader(
+        images, batch_sampler=batches, collate_fn=as_read, num_workers=workers,
+        generator=generator, worker_init_fn=signals.ignored,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

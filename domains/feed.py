@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator
 
 from torch.utils.data import DataLoader
 
-from runtime import signals
 from runtime.config import TrainConfig
 from runtime.distributed import Ranks
 from runtime.prefetch import Prefetch
 
-from .domain import Batch, DataSet, as_read
+from .domain import Batch, DataSet, loader_of
 from .order import GlobalBatches
 
 
@@ -24,10 +23,7 @@ def loader(
     )  # fmt: skip
     # Latents are gathered from memory maps in the prefetching thread: processes would only copy.
     workers = config.num_workers if images.decodes else 0
-    return DataLoader(
-        images, batch_sampler=order, collate_fn=as_read, num_workers=workers,
-        worker_init_fn=signals.ignored,
-    )  # fmt: skip
+    return loader_of(images, order, workers)
 
 
 class Feed:

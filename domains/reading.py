@@ -6,12 +6,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from runtime.errors import LocalError
 from runtime.random import generator
 
-from .domain import Batch, DataSet, as_read
+from .domain import Batch, DataSet, loader_of
 from .order import Draws
 
 
@@ -29,10 +28,9 @@ def read(
     """
     # With a generator of its own, the loader leaves torch's alone.
     starts = range(0, len(numbers), batch_size)
-    loader = DataLoader(
-        images, batch_sampler=[Draws.plain(numbers[n : n + batch_size]) for n in starts],
-        collate_fn=as_read, generator=torch.Generator(),
-        num_workers=workers if images.decodes else 0,
+    loader = loader_of(
+        images, [Draws.plain(numbers[n : n + batch_size]) for n in starts],
+        workers if images.decodes else 0, generator=torch.Generator(),
     )  # fmt: skip
     for batch in loader:
         if batch.error is not None:

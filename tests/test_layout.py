@@ -186,3 +186,12 @@ def test_every_flag_that_the_readme_uses_exists():
     words = re.findall(r"--(?:no-)?([a-z][a-z0-9_-]*)", readme)
     used = {word.replace("-", "_") for word in words}
     assert used <= known, used - known
+
+
+def test_make_clean_leaves_the_runs(tmp_path):
+    """results is train.py's default folder, samples that of sample_ddp.py."""
+    for name in (".venv", "results/demo", "results/000-SiT-XL-2-mine", "samples"):
+        (tmp_path / name).mkdir(parents=True)
+    subprocess.run(["make", "-f", ROOT / "Makefile", "clean"], cwd=tmp_path, check=True)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == ["results", "results/000-SiT-XL-2-mine", "samples"]

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 import domains
 from domains.codecs import PIXELS
@@ -215,11 +214,7 @@ class DataSetImages:
             domains.Draws.plain(self.numbers[first : min(first + size, numbers.stop)])
             for first in range(numbers.start, numbers.stop, size)
         ]
-        loader = DataLoader(
-            self.image_set, batch_sampler=batches, collate_fn=domains.as_read,
-            num_workers=self.workers,
-        )  # fmt: skip
-        for batch in loader:
+        for batch in domains.loader_of(self.image_set, batches, self.workers):
             if batch.error is not None:
                 # The flag that it ends with is not one of these commands.
                 raise LocalError(batch.error.partition("; --skip-corrupt")[0])

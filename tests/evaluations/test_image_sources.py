@@ -1,6 +1,8 @@
 """Images from .npz files, folders and data sets: read as they are needed, refused if damaged."""
 
 import io
+import os
+import signal
 import tracemalloc
 import zipfile
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluations.images.sources import NpzImages, open_images
+import domains
+from domains import reading
+from evaluations.images.sources import DataSetImages, NpzImages, open_images
 from runtime.errors import InputError
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (10, 4, 6, 3), np.uint8)
@@ -129,6 +133,26 @@ def test_images_of_a_folder_keep_their_size(tmp_path):
     np.savez(tmp_path / "x.npz", IMAGES[:, :, :4])
     folder, file = (open_images(str(path)).images for path in (tmp_path, tmp_path / "x.npz"))
     assert everything(folder).equal(everything(file))
+
+
+class Signalled(torch.utils.data.Dataset):
+    """Whose reader is sent what a cluster sends to all processes of a job."""
+
+    decodes = True
+
+    def __len__(self):
+        return 4
+
+    def __getitems__(self, draws):
+        os.kill(os.getpid(), signal.SIGTERM)
+        index = torch.from_numpy(draws.index)
+        return domains.Batch(torch.zeros(len(index), 1, 8, 8), index, index, problems=[])
+
+
+def test_readers_outlive_a_signal_to_all_processes():
+    images = DataSetImages("digits", domains.build("digits"), Signalled(), workers=1)
+    assert [len(block.raw) for block in images.blocks(range(4), 2)] == [2, 2]
+    assert len(list(reading.read(Signalled(), range(4), 2, torch.device("cpu"), workers=1))) == 2
 
 
 def test_a_corrupt_image_of_a_folder_is_named(tmp_path):
