@@ -6,6 +6,7 @@ torchrun --nproc_per_node=8 sample_ddp.py --protocol paper-sde --ckpt results/00
 import dataclasses
 import hashlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable
@@ -40,7 +41,7 @@ from runtime.files import atomic_write, discard_rests, sha256_of, write_json
 from runtime.npz import Blocks
 from runtime.precision import compiles
 from runtime.random import LegacyStreams, SampleStreams
-from runtime.untrusted import read_json
+from runtime.untrusted import open_archive, open_member, read_json
 from sample import Opened, open_checkpoint, precision_of
 from transport import PROTOCOLS, Likelihood, Sampler
 
@@ -60,7 +61,7 @@ def main() -> None:
     pngs = out.with_suffix("")
     if ranks.from_main(lambda: is_finished(out, blocks, protocol, flags)):
         if flags.pngs:
-            ranks.from_main(lambda: write_pngs(pngs, range(task.count), np.load(out)["arr_0"]))
+            ranks.from_main(lambda: write_pngs_of(out, pngs, flags.per_proc_batch_size))
         return ranks.from_main(lambda: print(f"{out} is finished"))
 
     def write(first: int, part: int, indices: range, arrays: dict[str, np.ndarray] | None) -> None:
@@ -373,6 +374,21 @@ def finish(out: Path, blocks: Blocks, protocol: dict[str, Any], task: Samples) -
             f"bits per dimension {measured['bits_per_dim']:.4f} of the continuous model input; add "
             "log2(127.5) for uint8 pixels"
         )
+
+
+def write_pngs_of(out: Path, folder: Path, size: int) -> None:
+    """All images of a finished file, of which `size` are in memory at a time.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    with asked_of_user(about=str(out)), open_archive(out) as archive:
+        header, file = open_member(archive, "arr_0")
+        count, *shape = header.shape
+        for first in range(0, count, size):
+            content = file.read(size * math.prod(shape) * header.dtype.itemsize)
+            images = np.frombuffer(content, header.dtype).reshape(-1, *shape)
+            write_pngs(folder, range(first, first + len(images)), images)
 
 
 def write_pngs(folder: Path, indices: range, images: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 import models
+import sample_ddp
 from runtime.random import SampleStreams
 from tests.commands import ROOT, call, launch, launched, refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, picture_folder
@@ -103,6 +105,18 @@ def test_pictures_can_be_asked_for_afterwards(tmp_path, ckpt):
     pictures = sorted(npz_of(tmp_path).with_suffix("").glob("*.png"))
     assert len(pictures) == len(content) == 20
     assert np.array_equal(np.asarray(Image.open(pictures[7])), content[7, :, :, 0])
+
+
+def test_pictures_of_a_large_file_are_written_a_block_at_a_time(tmp_path):
+    images = np.random.RandomState(0).randint(0, 256, (50, 256, 256, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", arr_0=images)
+    tracemalloc.start()
+    sample_ddp.write_pngs_of(tmp_path / "x.npz", tmp_path / "x", 4)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < images.nbytes / 2
+    assert len(list((tmp_path / "x").iterdir())) == 50
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "x" / "000049.png")), images[49])
 
 
 def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(tmp_path, ckpt):
