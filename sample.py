@@ -151,21 +151,23 @@ class Opened(NamedTuple):
 
 
 def open_checkpoint(
-    flags: SampleFlags, device: torch.device, *, of_captions: bool = True, reads_data: bool = False
-) -> Opened:
+    flags: SampleFlags, device: torch.device, *, of_captions: bool = True, reads_data: bool = False,
+    verify: bool = True,
+) -> Opened:  # fmt: skip
     """Read --ckpt and build its network, transport and domain; flags that name another
     architecture than the file's are refused.
 
     Args:
         of_captions: False refuses models of motion and video that are conditioned on texts.
         reads_data: the caller reads the data set, see `with_data`.
+        verify: see checkpoint.read.
 
     Raises:
         InputError: no or a bad checkpoint, or flags that disagree with it.
     """
     if not flags.ckpt:
         raise InputError("--ckpt is missing: give it a checkpoint file or a run's folder")
-    found = checkpoint.read(flags.ckpt)
+    found = checkpoint.read(flags.ckpt, verify=verify)
     if reads_data:
         flags = with_data(flags, found)
     weights = found.ema if flags.weights == "ema" else found.model

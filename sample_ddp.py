@@ -23,7 +23,7 @@ from tqdm import tqdm
 from domains import Condition, Domain, Draws, NoHeldOut
 from domains.domain import fingerprint_of
 from domains.reading import tell
-from runtime import distributed
+from runtime import checkpoint, distributed
 from runtime.config import (
     DDPMFlags,
     NpzDDPM,
@@ -52,7 +52,11 @@ def main() -> None:
     flags = parse_sampling(MODES, PROTOCOLS)
     ranks = distributed.start(flags.device, patience=UNEVEN)
     kind = task_of(flags)
-    opened = open_checkpoint(flags, ranks.device, reads_data=issubclass(kind, FromData))
+    if flags.ckpt:  # one file for all ranks, whose checksums one of them compares
+        path = ranks.from_main(lambda: str(checkpoint.read(flags.ckpt).path))
+        flags = dataclasses.replace(flags, ckpt=path)
+    reads_data = issubclass(kind, FromData)
+    opened = open_checkpoint(flags, ranks.device, reads_data=reads_data, verify=False)
     task = kind(flags, opened, ranks)
     protocol = ranks.from_main(lambda: protocol_of(flags, opened, task))
     name = flags.name or public_name(flags, opened) + f"-{digest(protocol)[:8]}"

@@ -82,6 +82,21 @@ def test_samples_do_not_depend_on_the_number_of_processes(tmp_path, ckpt, solver
     assert files[0] == files[1] == files[2]
 
 
+def test_one_rank_compares_the_checksums_of_a_checkpoint(tmp_path, ckpt):
+    """Of 11 GB for XL/2, which are read whole for that, and mapped otherwise."""
+    (tmp_path / "job.py").write_text(
+        "import sample_ddp\n"
+        "from runtime import checkpoint\n"
+        "from runtime.entry import run\n"
+        "compare = checkpoint.check_sums\n"
+        "checkpoint.check_sums = lambda path: compare(path) or print('compared', flush=True)\n"
+        "run(sample_ddp.main)\n"
+    )
+    words = ["ODE", "--ckpt", ckpt, *SMALL, "--sampling-method", "euler", "--num-sampling-steps", 2]
+    words += ["--sample-dir", tmp_path]
+    assert launched(tmp_path / "job", *words, processes=2).out.count("compared") == 1
+
+
 def test_npz_is_what_adm_reads(tmp_path, ckpt):
     flags = ["--sampling-method", "euler", "--num-sampling-steps", 5, "--sample-dir", tmp_path]
     succeed("sample_ddp", "ODE", "--ckpt", ckpt, *SMALL, *flags, "--pngs")
