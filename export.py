@@ -111,7 +111,14 @@ WRITERS = {"hub": write_hub, "diffusers": write_dit}
 
 
 def weights_of(found: Checkpoint, flags: ExportConfig) -> dict[str, Any]:
-    return found.ema if flags.weights == "ema" else found.model
+    """
+    Raises:
+        InputError: it has no such weights.
+    """
+    weights = found.ema if flags.weights == "ema" else found.model
+    if not weights:
+        raise InputError(f"{found.path} holds no raw weights: leave out --weights model")
+    return weights
 
 
 def facts_of(found: Checkpoint, flags: ExportConfig) -> dict[str, Any]:

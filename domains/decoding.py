@@ -100,6 +100,7 @@ def decode(file, place: str, size: int) -> np.ndarray:
 
     with opened(file, place) as image:
         upright = ImageOps.exif_transpose(image)
+        upright.format = image.format  # which a copy has not
         return np.asarray(center_crop(to_rgb(upright), size)).transpose(2, 0, 1).copy()
 
 
@@ -107,7 +108,8 @@ def to_rgb(image):
     """8-bit RGB; 16-bit grey is scaled, because PIL's own conversion clips it to white."""
     from PIL import Image
 
-    if image.mode.startswith("I;16"):
+    # What a PGM has of more than 8 bits, PIL scales to 16 as it reads.
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode} has no fixed range")

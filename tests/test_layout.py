@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 import subprocess
 import sys
 import typing
@@ -186,6 +187,12 @@ def test_every_flag_that_the_readme_uses_exists():
     words = re.findall(r"--(?:no-)?([a-z][a-z0-9_-]*)", readme)
     used = {word.replace("-", "_") for word in words}
     assert used <= known, used - known
+
+
+def test_conda_installs_what_make_does():
+    files = ((ROOT / name).read_text() for name in ("Makefile", "environment.yml"))
+    made, conda = (re.findall(r"--editable '?\.\[([\w,]+)\]", text) for text in files)
+    assert made == conda and len(made) == 1
 
 
 def test_make_clean_leaves_the_runs(tmp_path):

@@ -89,6 +89,14 @@ def test_center_crop_equals_guided_diffusions_formula():
         assert np.array_equal(center_crop(image, 16), pixels[top : top + 16, left : left + 16])
 
 
+@pytest.mark.parametrize("most", [1023, 65535])
+def test_a_pgm_of_more_than_eight_bits_is_scaled(tmp_path, most):
+    grey = np.full((30, 40), (most + 1) // 2, ">u2")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.pgm").write_bytes(b"P5 40 30 %d\n" % most + grey.tobytes())
+    assert (read(folder(tmp_path), 0).raw == 128).all()
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "I;16"])
 def test_every_mode_becomes_eight_bit_rgb(root, mode):
     for file in root.rglob("*.*"):

@@ -99,6 +99,14 @@ def test_weights_beside_another_library_s_config_are_read_as_they_are(digits):
     assert found.ema and found.architecture is None and not found.args
 
 
+def test_raw_weights_that_a_file_lacks_are_asked_for_in_vain(sit, tmp_path):
+    torch.save({"ema": sit.state_dict(), "architecture": sit.config}, tmp_path / "ema.pt")
+    said = refused(
+        "export", "--ckpt", tmp_path / "ema.pt", "--weights", "model", "--out", tmp_path / "out"
+    )
+    assert "holds no raw weights: leave out --weights model" in said
+
+
 @pytest.mark.parametrize("to", ["hub", "diffusers"])
 def test_a_full_disk_leaves_the_folder_as_it_was(sit, tmp_path, to):
     """One sentence, whichever way the library says it."""
