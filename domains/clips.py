@@ -118,7 +118,7 @@ def whole(path: Path, cut: Cut) -> np.ndarray:
         expected = max(stream.frames, 1)
     if len(images) > most:
         raise Unreadable(f"{path} has more than {most:,} frames of {cut.size[0]} x {cut.size[1]}")
-    if len(images) < expected and len(images) != shown(path):
+    if not images or (len(images) < expected and len(images) != shown(path)):
         raise Unreadable(f"{path} ends after {len(images)} of its {expected} frames")
     return np.stack(images).transpose(3, 0, 1, 2)
 

@@ -332,6 +332,15 @@ def test_a_video_that_ends_before_it_says_is_named(tmp_path):
         whole(tmp_path / "y.mp4", Cut(4, 1, (16, 16)))
 
 
+def test_a_video_without_a_frame_is_named(tmp_path):
+    path = write_video(tmp_path / "x.webm", frames_of(3))
+    with av.open(str(path)) as file:
+        first = next(file.demux(video=0)).pos
+    path.write_bytes(path.read_bytes()[:first])
+    with pytest.raises(Unreadable, match="x.webm ends after 0 of its 1 frames"):
+        whole(path, CUT)
+
+
 def test_a_video_with_too_few_frames_is_named(tmp_path):
     path = write_video(tmp_path / "x.mp4", frames_of(20))
     with pytest.raises(Unreadable, match=r"x.mp4 has 20 frames, .* 16 of 46 \(every 3\): give"):
