@@ -20,7 +20,6 @@ from PIL import Image
 
 import models
 import sample_ddp
-from runtime import distributed
 from runtime.random import SampleStreams
 from tests.commands import ROOT, call, launch, launched, refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, picture_folder
@@ -96,20 +95,6 @@ def test_one_rank_compares_the_checksums_of_a_checkpoint(tmp_path, ckpt):
     words = ["ODE", "--ckpt", ckpt, *SMALL, "--sampling-method", "euler", "--num-sampling-steps", 2]
     words += ["--sample-dir", tmp_path]
     assert launched(tmp_path / "job", *words, processes=2).out.count("compared") == 1
-
-
-def test_ranks_that_sample_alone_may_be_done_hours_apart(monkeypatch, tmp_path, ckpt):
-    """Their steps differ with an adaptive solver, and they meet in the end alone."""
-    start, waits = distributed.start, []
-
-    def noted(device, patience=distributed.PATIENCE):
-        waits.append(patience)
-        return start(device, patience)
-
-    monkeypatch.setattr(distributed, "start", noted)
-    words = ["--sampling-method", "euler", "--num-sampling-steps", 2, "--sample-dir", tmp_path]
-    succeed("sample_ddp", "ODE", "--ckpt", ckpt, "--num-fid-samples", 2, *words)
-    assert [wait.days for wait in waits] == [30]
 
 
 def test_npz_is_what_adm_reads(tmp_path, ckpt):
