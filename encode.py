@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -30,16 +31,18 @@ from domains.track_store import TrackEncoder
 from domains.video import VideoDomain
 from runtime import distributed
 from runtime.config import EncodeConfig, parse
-from runtime.distributed import UNEVEN, Ranks
+from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError, LocalError
 from runtime.precision import Arithmetic, default_precision
 from runtime.prefetch import Prefetch
 
+PATIENCE = timedelta(days=30)  # ranks finish hours apart where their disks differ
+
 
 def main() -> None:
     config = parse(EncodeConfig, {})
-    ranks = distributed.start(config.device, patience=UNEVEN)
+    ranks = distributed.start(config.device, patience=PATIENCE)
     if config.verify:
         return ranks.from_main(lambda: verify(Path(config.verify)))
     with asked_of_user():

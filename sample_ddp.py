@@ -34,7 +34,7 @@ from runtime.config import (
     SDEFlags,
     parse_sampling,
 )
-from runtime.distributed import UNEVEN, Ranks
+from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
 from runtime.files import atomic_write, discard_rests, sha256_of, write_json
@@ -50,7 +50,7 @@ MODES = {"ODE": NpzODE, "SDE": NpzSDE, "DDPM": NpzDDPM}
 
 def main() -> None:
     flags = parse_sampling(MODES, PROTOCOLS)
-    ranks = distributed.start(flags.device, patience=UNEVEN)
+    ranks = distributed.start(flags.device)
     kind = task_of(flags)
     if flags.ckpt:  # one file for all ranks, whose checksums one of them compares
         path = ranks.from_main(lambda: str(checkpoint.read(flags.ckpt).path))

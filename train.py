@@ -92,8 +92,12 @@ def main() -> None:
             folder, ranks, keep_last=config.keep_last, milestone_every=config.milestone_every
         )
         with signals.deferred(), Pulse(ranks, state.step, patience=config.hang_timeout) as pulse:
-            train(trainer, feed, log, saver, pulse, score, previews=previews)
-        log.close()
+            try:
+                train(trainer, feed, log, saver, pulse, score, previews=previews)
+            except FloatingPointError:  # on all ranks
+                close(log, pulse)
+                raise
+            close(log, pulse)
 
 
 def train(
@@ -148,13 +152,13 @@ def train(
         if saves and (last or stops or not state.guard.in_row):
             with aside("saving"):
                 saver.save(done, trainer.content() | {"images": len(feed.images)})
+        if stops:
+            stop(done, log, saver, pulse)
         if previews and (last or done % config.sample_every == 0):
             with aside("previews"):
                 path = log.folder / "samples" / f"{done:07d}.png"
                 trainer.preview(path)
                 log.picture(done, path)
-        if stops:
-            stop(done, log, saver, pulse)
     with pulse.doing("saving", aside=True):
         saver.wait()
         trainer.ranks.barrier()
@@ -181,11 +185,15 @@ def stop(done: int, log: Log, saver: Saver, pulse: Pulse) -> None:
     log.say(sentence)
     if log.ranks.is_main:
         mark(log.folder, sentence)
-    # The others wait here: the first rank that leaves ends those that have not after seconds.
+    close(log, pulse)
+    raise Requeue
+
+
+def close(log: Log, pulse: Pulse) -> None:
+    """On all ranks: the first one that leaves early ends those that have not, after seconds."""
     with pulse.doing("closing the log", aside=True):
         log.close()
         log.ranks.barrier()
-    raise Requeue
 
 
 def go_back(trainer: Trainer, feed: Feed, log: Log, saver: Saver) -> None:

@@ -65,14 +65,14 @@ def measured(folder: Path, flags: Flags, ranks: Ranks) -> dict[str, Any]:
     entries = []
     for path in checkpoint.files_of(folder):
         study = Study(replace(flags, ckpt=str(path), out=None), ranks)
-        looked = kept(study, "progress", Flags, lambda study=study: looked_at(study, flags))
+        looked = kept(study, "probes-and-loss", Flags, lambda study=study: looked_at(study, flags))
         entries.append({"step": int(path.stem), **looked})
     found = {
         "run": folder.name, "data": study.domain.name, "weights": flags.weights,
         "noise": flags.noise, "checkpoints": entries,
     }  # fmt: skip
     if flags.dropped:
-        found["dropped"] = kept(study, "dropped", Flags, lambda: without_each(study, flags))
+        found["dropped"] = kept(study, "without-blocks", Flags, lambda: without_each(study, flags))
     return found
 
 

@@ -136,7 +136,7 @@ def section(name: str, found: Published) -> str:
     picture = f"docs/results/sweeps/{name}.png"  # the page lies in the root
     shown = f"\n![{title}]({picture})\n" if (ROOT / picture).exists() else ""
     stop = "" if title.endswith("?") else "."
-    by = sorted({network for one in found.results for network in one.scored_by})
+    by = sorted({network for one in found.results for network in one.scored_by.values()})
     seen = f"Scored by {', '.join(by)}. " if by else ""
     return (
         f"## {name}\n\n**{title}{stop}** {found.note}\n\n{tables}{shown}\n"

@@ -4,8 +4,8 @@ python -m experiments.table results/experiments/table6 --out report
 """
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Result:
     log: list[dict[str, float]]
     picture: Path | None = None  # its samples
     gradient_ratio: float | None = None  # mean over the looks at it; None: not looked at
-    scored_by: Sequence[str] = ()  # the networks that saw its samples; (): nothing says so
+    # The network that saw its samples, by the way of drawing them; {}: nothing says so.
+    scored_by: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def group(self) -> tuple[str, str]:
@@ -104,12 +105,13 @@ def read_run(folder: Path) -> Result:
         (entry,) = content["checkpoints"]
         scores |= {f"{label}, {w}": entry[w]["mean"] for w in ("ema", "model") if w in entry}
     real: dict[str, float] = {}
-    found, scored_by = sorted(folder.glob("*.score.json")), set()
+    found, scored_by = sorted(folder.glob("*.score.json")), {}
     for path in found:
         way = "" if len(found) == 1 else f", {path.name.removesuffix('.score.json')}"
         content = read_json(path)
         of_real = (content.get("floor") or {}).get("scores", {})
-        scored_by |= {content["extractor"]["name"]} if "extractor" in content else set()
+        if "extractor" in content:
+            scored_by[way] = content["extractor"]["name"]
         for kept, values in ((scores, content["scores"]), (real, of_real)):
             kept |= {NAMES.get(name, name) + way: value for name, value in values.items()}
     logs = [trained / "log.jsonl" for trained in checkpoint.runs(folder)[-1:]]
@@ -117,7 +119,7 @@ def read_run(folder: Path) -> Result:
     rows = [row for path in logs for row in log_rows(path)]
     ratios = [row[WATCHED] for row in rows if WATCHED in row]
     ratio = mean_interval(ratios).mean if ratios else None
-    return Result(record, scores, real, rows, picture, ratio, sorted(scored_by))
+    return Result(record, scores, real, rows, picture, ratio, scored_by)
 
 
 def log_rows(path: Path) -> list[dict[str, float]]:
@@ -301,10 +303,16 @@ def write(results: Sequence[Result], out: Path, title: str) -> str:
 
 def mixture(results: Sequence[Result]) -> str:
     """A warning below a table whose scores were not all given by the same networks; else ""."""
-    by = sorted({", ".join(one.scored_by) for one in results if one.scored_by})
-    if len(by) < 2:
-        return ""
-    return f"\nNot comparable, scored by different networks: {'; '.join(by)}\n"
+    ways = dict.fromkeys(way for one in results for way in one.scored_by)
+    mixed = [by for way in ways if len(by := networks(results, way)) > 1]
+    return "".join(
+        f"\nNot comparable, scored by different networks: {', '.join(by)}\n" for by in mixed
+    )
+
+
+def networks(results: Sequence[Result], way: str) -> list[str]:
+    """Those that saw the samples that were drawn in this way."""
+    return sorted({one.scored_by[way] for one in results if way in one.scored_by})
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -93,9 +93,9 @@ def record_blocks(
     for number, (features, then) in seen.items():
         if then is not None and version(features) != then:
             raise ValueError(
-                f"the features of block {number} were changed in place after it had returned them, "
-                "and are another block's by now: let the block after it compute x = x + f(x), not "
-                "x += f(x)"
+                f"the features of block {number}, or the tensor that they are a part of, were "
+                "changed in place after it had returned them: let the block after it compute "
+                "x = x + f(x), not x += f(x)"
             )
 
 

@@ -28,7 +28,7 @@ from runtime.entry import run, speaks
 from runtime.errors import InputError, LocalError
 from runtime.files import atomic_write, write_json
 
-from .store import CARD, VALUES, Card, fingerprint_of
+from .store import CARD, VALUES, Card, images_behind
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def main() -> None:
     with atomic_write(flags.out / VALUES) as file:
         shape = write_values(file, seer, images, flags, ranks.device)
     card = Card(
-        count=len(images), flips=2, shape=shape, data_set=fingerprint_of(domain),
+        count=len(images), flips=2, shape=shape, data_set=images_behind(domain),
         made_by=seer.made_by,
     )  # fmt: skip
     write_json(flags.out / CARD, dataclasses.asdict(card))  # last: with a card it is complete

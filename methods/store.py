@@ -61,7 +61,7 @@ class FeatureStore:
                 raise ValueError(f"{VALUES} is {self.values.dtype} {self.values.shape}")
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{folder} holds no features of methods.features ({error})") from error
-        theirs = fingerprint_of(domain)
+        theirs = images_behind(domain)
         if None not in (theirs, self.card.data_set) and theirs != self.card.data_set:
             raise InputError(
                 f"{folder} has features of other images than --dataset_name {domain.name}: make "
@@ -117,7 +117,7 @@ class StoredTargets:
         return self
 
 
-def fingerprint_of(domain: Domain) -> str | None:
+def images_behind(domain: Domain) -> str | None:
     """Of the images of a domain, or of those that its latents were made of; None: not known."""
     if isinstance(domain, ImageDomain):
         return domain.train_source.fingerprint()

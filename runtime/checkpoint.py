@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-from unicodedata import category
+from unicodedata import bidirectional, category
 
 import torch
 from torch import Tensor
@@ -168,11 +168,18 @@ def check_flags(args: dict[str, Any], targets: dict[str, Any], path: Path) -> No
         raise InputError(f"checkpoint {path}: its targets have no names")
 
 
+# Embeddings, overrides and isolates of the Unicode bidirectional algorithm, and their ends.
+TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
 def commands(value: Any) -> set[str]:
     """What in a text are commands to a terminal, line ends or turns of direction: no letters of
-    names, which may hold spaces of any width, and bytes that are no text."""
+    names, which may hold spaces of any width, joiners, and bytes that are no text."""
     letters = value if isinstance(value, str) else ""
-    return {letter for letter in letters if category(letter) in ("Cc", "Cf", "Zl", "Zp")}
+    return {
+        letter for letter in letters
+        if category(letter) in ("Cc", "Zl", "Zp") or bidirectional(letter) in TURNS
+    }  # fmt: skip
 
 
 def run_of(found: Checkpoint) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from .files import discard_unfinished
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=30)  # how long a rank may wait for the others
-UNEVEN = timedelta(days=30)  # the same where ranks work alone, and may be done hours apart
 LEAVE = "leave with "
 TORCHRUN = {b"torchrun", b"torch.distributed.run", b"torch.distributed.launch"}
 LAST_WORK = 120  # seconds that ranks wait for one that is writing a checkpoint

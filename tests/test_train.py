@@ -23,8 +23,6 @@ from runtime import checkpoint
 from runtime.config import TrainConfig
 from runtime.distributed import Ranks
 from runtime.draws import draws_of_step
-from runtime.errors import REQUEUE
-from runtime.pulse import Pulse
 from tests.commands import (
     ROOT,
     assert_same_state,
@@ -341,15 +339,6 @@ def test_previews_ask_for_the_null_only_where_there_is_a_condition(classes):
     trainer.state.ema.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     trainer.sample(range(3), cfg_scale=4.0)
     assert set(seen) == {6 if classes else 3}
-
-
-def test_a_signal_leaves_out_no_preview_that_is_due(tmp_path, monkeypatch):
-    """The run goes on after that step, and never comes back to it."""
-    monkeypatch.setattr(Pulse, "stops", lambda self: True)
-    flags = ["--max-steps", 4, "--sample-every", 1, "--results-dir", tmp_path]
-    result = call("train", *BATCH, *flags)
-    assert result.code == REQUEUE and "stopped by a signal after step 1" in result.out
-    assert list(tmp_path.glob("*/samples/0000001.png"))
 
 
 def test_alarms_compare_with_the_first_telemetry_of_the_run_not_of_its_process(tmp_path):

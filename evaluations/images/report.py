@@ -119,8 +119,8 @@ def check_sets(names: Sequence[str], sets: Sequence[Images]) -> None:
                 "of one model are of one size"
             )
         one, other = (comparable(read_protocol(each)) for each in (names[0], name))
-        if one != other:
-            changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        if changed:
             raise InputError(
                 f"{names[0]} and {name} were drawn with another {', '.join(changed)}: score them "
                 "one by one"

@@ -33,7 +33,7 @@ class How:
         return {
             "precision_recall": {"k": NEIGHBOURS, "distances": "half" if self.half else "float32"},
             "inception_score_split": self.split,
-            "kernel_distance": {"block": BLOCK, "interval": "Student", "seed": 0},
+            "kernel_distance": {"block": BLOCK, "seed": 0},
         }
 
 

@@ -313,9 +313,14 @@ def test_scores_say_whose_they_are_and_a_mixture_is_not_silent(tmp_path):
     succeed("experiments.results", *flags)
     said = page.read_text()
     assert "Scored by classifier:aa." in said and "Not comparable" not in said
+    second = {"scores": {"FID": 9.0}, "extractor": {"name": "inception"}}
+    write_json(tmp_path / "runs/0/again.score.json", second)  # drawn in another way, too
+    words_of_two = [tmp_path / "runs/0", tmp_path / "runs/1", "--out", tmp_path / "t"]
+    assert "Not comparable" not in succeed("experiments.table", *words_of_two).out
+    (tmp_path / "runs/0/again.score.json").unlink()
     succeed("experiments.publish", tmp_path / "runs", *words, kept)
     succeed("experiments.results", *flags)
-    warning = "Not comparable, scored by different networks: classifier:aa; classifier:bb"
+    warning = "Not comparable, scored by different networks: classifier:aa, classifier:bb"
     assert warning in page.read_text()
     assert warning in succeed("experiments.table", tmp_path / "runs", "--out", tmp_path / "t").out
 
