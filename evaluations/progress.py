@@ -84,7 +84,7 @@ def looked_at(study: Study, flags: Flags) -> dict[str, Any]:
     losses = torch.cat(list(heldout.losses_of(opened, shown(study), asked, study.ranks.device)))
     probe, tested = qualities(study, flags.probed)
     return {
-        "bins": losses.mean(0).tolist(), "losses": losses.mean(1).tolist(),
+        "held_out": True, "bins": losses.mean(0).tolist(), "losses": losses.mean(1).tolist(),
         "probe": probe, "tested": tested,
     }  # fmt: skip
 

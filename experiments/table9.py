@@ -82,7 +82,7 @@ def row_of(
         )
     return {
         "loss_type": name,
-        "paper": OF_ITS_OWN_BLOCKS[name],
+        "paper": OF_ITS_OWN_BLOCKS.get(name),
         "exponent_of_flops": exponent(flags.batch, [one["flops"] for one in points]),
         "exponent_of_time": exponent(flags.batch, [one["milliseconds"] for one in points]),
         "points": points,
