@@ -44,9 +44,10 @@ HEAD = """# Results
 
 What sweeps have measured with this code; `python -m experiments.results` makes this page of the
 files in docs/results/sweeps. Cells are mean ± standard deviation over seeds (n); differences are
-paired by seed, with 95 % intervals. What the paper has stands in the text above a table, or in a
-column where the runs are its own: small runs are no reproduction of it. Speed is in
-[docs/speed.md](docs/speed.md).
+paired by seed, with 95 % intervals. Losses are of the averaged weights (ema) and of the raw ones
+(model); `fd_` and `kd_classifier` are Frechet and kernel distances between features of a small
+classifier. The paper's numbers stand in the text above a table, or in a column where the runs are
+its own: small runs are no reproduction of it. Speed is in [docs/speed.md](docs/speed.md).
 """
 
 
@@ -93,8 +94,8 @@ def summary(found: dict[str, Published]) -> str:
             if before is None or samples > before[0]:
                 told[trained_as(ours)] = samples, rows
     rows = [row for _, rows in told.values() for row in rows]
-    head = ["", "score, less is better", "vanilla", "LayerSync"]
-    head += ["difference, 95 % interval", "LayerSync"]
+    head = ["sweep", "score, less is better", "vanilla", "LayerSync"]
+    head += ["LayerSync minus vanilla, 95 % interval", "verdict"]
     return "## At a glance\n\n" + markdown(head, rows) + ABOUT_SUMMARY
 
 
@@ -122,8 +123,8 @@ def decided(ours: list[Result], base: list[Result], of: str) -> str:
     """What the interval over seeds allows to say of a score of which less is better."""
     found = over_baseline(ours, base, of)
     if found is None or found.low is None or found.low <= 0 <= found.high:
-        return "not to be told apart"
-    return "is better" if found.high < 0 else "is worse"
+        return "undecided"
+    return "better" if found.high < 0 else "worse"
 
 
 def section(name: str, found: Published) -> str:
