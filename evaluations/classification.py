@@ -40,7 +40,7 @@ class Flags(ProbeFlags):
     heads have not converged.
     The paper: Tiny ImageNet at 256 pixels, 50 epochs, --data tiny-imagenet --data-path FOLDER.
 
-    python -m evaluations.classification results/000-SiT-Ti-2-digits
+    $ python -m evaluations.classification results/000-SiT-Ti-2-digits
     """
 
 

@@ -34,8 +34,8 @@ class Flags:
     The loss is that of evaluations.heldout, paired with the whole model's. Samples start from the
     same noise. Blocks that cost nothing may be pruned: train.py --fine-tune --prune-blocks.
 
-    python -m evaluations.drop_blocks results/000-SiT-Ti-2-digits
-    python -m evaluations.drop_blocks RUN --sets 9,11,13,15 1,9,11,13,15
+    $ python -m evaluations.drop_blocks results/000-SiT-Ti-2-digits
+    $ python -m evaluations.drop_blocks RUN --sets 9,11,13,15 1,9,11,13,15
     """
 
     ckpt: tyro.conf.Positional[str]  # a checkpoint file, or a run (its newest)
@@ -50,7 +50,7 @@ class Flags:
     samples: int = 8  # per row of the picture; 0: none, nor of sound, motion, discrete diffusion
     steps: int = 25  # time points of its sampler, heun2
     cfg_scale: float = 1.0  # its guidance; 1: none
-    seed: int = 0
+    seed: int = 0  # of the noises and times, and of the samples
     batch_size: int = 64  # images per batch
     out: Path | None = None  # a folder; None: representation/STEP in the run
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one

@@ -39,7 +39,7 @@ class Flags(MapFlags, StudyFlags):
 
     Colors are a block's own: equal colors in two blocks mean nothing.
 
-    python -m evaluations.maps RUN --compare OTHER_RUN --noises 0.1 0.5 --pictures 0 1
+    $ python -m evaluations.maps RUN --compare OTHER_RUN --noises 0.1 0.5 --pictures 0 1
     """
 
     compare: str | None = None  # a second checkpoint, shown the same noise

@@ -34,7 +34,7 @@ class Flags(StudyFlags):
     The loss is that of evaluations.heldout, of every image, so that runs can be compared image by
     image; the probes are those of evaluations.suggest_pairs. Killed and started again, it goes on.
 
-    python -m evaluations.progress results/000-SiT-Ti-2-digits
+    $ python -m evaluations.progress results/000-SiT-Ti-2-digits
     """
 
     noise: float = 0.3  # 1 - t, share of noise in what the probed blocks see

@@ -48,8 +48,8 @@ class Flags(maps.MapFlags, SegmentationFlags, ProbeFlags):
     the ratios of the means are printed as the paper states them. What is there already is not
     measured again.
 
-    python -m evaluations.report RUN --against VANILLA_RUN
-    python -m evaluations.report RUN --encoder timm:vit_base_patch14_dinov2.lvd142m --masks voc
+    $ python -m evaluations.report RUN --against VANILLA_RUN
+    $ python -m evaluations.report RUN --encoder timm:vit_base_patch14_dinov2.lvd142m --masks voc
     """
 
     against: str | None = None  # the checkpoint that the ratios are over

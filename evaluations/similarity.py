@@ -40,8 +40,8 @@ class Flags(SimilarityFlags, StudyFlags):
     nothing in common, so that the debiased one stands beside it; CKNNA looks at near images alone.
     --noise 0.1 is t = 0.9: the public script's --noise_level 0.1 is 0.9 here, with --label true.
 
-    python -m evaluations.similarity RUN --against timm:vit_base_patch14_dinov2.lvd142m --noise 0.1
-    python -m evaluations.similarity RUN --against OTHER_RUN
+    $ python -m evaluations.similarity RUN --against timm:vit_base_patch14_dinov2.lvd142m
+    $ python -m evaluations.similarity RUN --against OTHER_RUN --noise 0.1
     """
 
 

@@ -35,7 +35,7 @@ class Flags(StudyFlags):
     the paper's is suggested, or else the one with the deepest student. It is a hypothesis to train
     with, not a finding.
 
-    python -m evaluations.suggest_pairs results/000-SiT-Ti-2-digits
+    $ python -m evaluations.suggest_pairs results/000-SiT-Ti-2-digits
     """
 
     noise: float = 0.3  # 1 - t, share of noise in the input: what the blocks see in training

@@ -6,7 +6,7 @@ python -m experiments.compare_run results/000-SiT-Ti-2-digits --against digits-l
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -41,11 +41,12 @@ class Flags:
     judged is the mean distance from it over the last three quarters of the steps that both have.
     Runs on other data are refused; what else differs is said.
 
-    python -m experiments.compare_run RUN --against digits-vanilla
-    python -m experiments.compare_run RUN --against results/000-SiT-Ti-4-a results/001-SiT-Ti-4-b
+    $ python -m experiments.compare_run RUN --against digits-vanilla
+    $ python -m experiments.compare_run RUN --against results/000-SiT-Ti-4-a results/001-SiT-Ti-4-b
     """
 
-    log: tyro.conf.Positional[Path] = tyro.MISSING  # a run's folder, or its log.jsonl
+    # a run's folder, or its log.jsonl
+    log: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = tyro.MISSING
     # reference runs, PRESET-METHOD, or runs of yours as above; left out, the former are listed
     against: tuple[str, ...] = ()
     results: Path = FOLDER  # files of experiments.publish

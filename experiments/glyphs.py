@@ -38,13 +38,13 @@ class Flags:
     """Write a folder of PNG files for --dataset_name glyphs, OUT/train/RADICAL/CHARACTER-FONT.png
     and OUT/val/... The classes are the radicals with the most characters.
 
-    python -m experiments.glyphs --out data/glyphs
-    python train.py --preset evidence-cpu --dataset_name glyphs --data-path data/glyphs
+    $ python -m experiments.glyphs --out data/glyphs
+    $ python train.py --preset evidence-cpu --dataset_name glyphs --data-path data/glyphs
     """
 
-    out: Path = Path("data/glyphs")
-    radicals: int = 32  # classes
-    fonts: tuple[Path, ...] = tuple(map(Path, FONTS))
+    out: Path = Path("data/glyphs")  # the folder to write
+    radicals: int = 32  # how many classes
+    fonts: tuple[Path, ...] = tuple(map(Path, FONTS))  # one picture of a character by each
     seed: int = 0  # of what is held out
 
 

@@ -41,13 +41,13 @@ class Flags:
     than as an autoencoder before, and for word vectors, which are random. Scores are comparable
     only under the same file: publish it with them.
 
-    python -m experiments.motion_evaluator --data data/motions/HumanML3D --out evaluators/motions
+    $ python -m experiments.motion_evaluator --data data/motions/HumanML3D --out evaluators/motions
     """
 
     data: str  # a folder in HumanML3D's layout
     out: Path  # the folder for evaluations.motion --evaluator
-    epochs: int = 30
-    seed: int = 0
+    epochs: int = 30  # over the train split
+    seed: int = 0  # of the weights, and of the batches' order
 
 
 def main() -> None:

@@ -34,8 +34,8 @@ class Flags:
 
     data: str  # a folder in HumanML3D's layout
     out: Path  # the folder for train.py --text-encoder
-    steps: int = 400
-    seed: int = 0
+    steps: int = 400  # of the optimizer
+    seed: int = 0  # of the weights and captions
 
 
 def main() -> None:

@@ -33,9 +33,9 @@ CAPTIONS = 3  # of a clip
 class Flags:
     """Write captioned motions of a figure that walks, jumps, waves ..., and their mirror images."""
 
-    out: Path = Path("data/motions")
+    out: Path = Path("data/motions")  # the folder to write
     clips: int = 600  # the mirror images come besides
-    seed: int = 0
+    seed: int = 0  # of the motions and their captions
 
 
 class Action(NamedTuple):

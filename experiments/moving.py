@@ -34,11 +34,11 @@ class Flags:
     Training videos show training images, those for validation held-out ones.
     """
 
-    out: Path = Path("data/moving")
+    out: Path = Path("data/moving")  # the folder to write
     source: Literal["digits", "fashion-mnist"] = "digits"  # of the images
-    train: int = 4000  # videos
-    validation: int = 1000  # videos
-    seed: int = 0
+    train: int = 4000  # videos to train on
+    validation: int = 1000  # held-out videos
+    seed: int = 0  # of what moves, and how
     data_path: str | None = None  # folder of Fashion-MNIST, where it is not Debian's
 
 

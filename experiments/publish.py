@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -39,7 +39,9 @@ class Flags:
 
     # Runs, or folders of runs; files of publish, too: seeds are added to what is kept in one where
     # the folders of its runs are gone.
-    runs: tyro.conf.Positional[tuple[Path, ...]] = tyro.MISSING
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")
+    ] = tyro.MISSING
     out: Path = tyro.MISSING  # the file to write
     command: str = tyro.MISSING  # the sweep's, as it was typed
     # What the data are, and what a reader has to know; None: what an earlier file says.

@@ -56,7 +56,7 @@ class Flags:
     """Write RESULTS.md anew."""
 
     results: Path = FOLDER  # files of experiments.publish
-    out: Path = PAGE
+    out: Path = PAGE  # the page to write
 
 
 def main() -> None:

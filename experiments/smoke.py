@@ -31,7 +31,7 @@ class Flags:
     wait for each other's.
     """
 
-    results: Path = Path("results/smoke")
+    results: Path = Path("results/smoke")  # the folder of all sweeps
     max_steps: int = 6  # of every run
     samples: int = 60  # of every run
     jobs: int = 2  # runs at the same time

@@ -7,7 +7,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -38,7 +38,10 @@ RECORD = dict(
 class Flags:
     """A table of runs: mean, standard deviation and n over seeds, the paper's number beside."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = tyro.MISSING  # runs, or folders of runs
+    # runs, or folders of runs
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")
+    ] = tyro.MISSING
     out: Path = Path("report")  # the folder for table.md, curves.png and index.html
     title: str = "Runs"  # of the page
 

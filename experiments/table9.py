@@ -37,7 +37,7 @@ class Flags:
     loss_type: tuple[str, ...] = tuple(OF_ITS_OWN_BLOCKS)  # of train.py
     model: str = "SiT-Ti/2"  # its depth and width are the features'
     tokens: int = 16  # per image; SiT on 256 pixels has 256
-    batch: tuple[int, ...] = (32, 64, 128, 256, 512)
+    batch: tuple[int, ...] = (32, 64, 128, 256, 512)  # images per call, two sizes or more
     repeats: int = 10  # timed calls; the median counts
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     out: Path = Path("results/experiments/table9")  # the folder of the JSON, table and plot

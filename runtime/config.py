@@ -1,9 +1,10 @@
 """The flags of every command, as frozen dataclasses: default < preset or protocol < flag."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union
 
 import tyro
 
@@ -11,15 +12,16 @@ from .entry import speaks
 from .errors import InputError
 
 Config = TypeVar("Config")
+PathType = Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50", "CogVideoX"]
+Prediction = Literal["velocity", "score", "noise", "data", "v_prediction"]
 
 
 @dataclass(frozen=True)
 class TransportFlags:
     # interpolant between noise and data; discrete diffusions: Cosine-N of N steps, as MDM's, and
     # CogVideoX's own
-    path_type: Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50", "CogVideoX"] = "Linear"
-    # by the network
-    prediction: Literal["velocity", "score", "noise", "data", "v_prediction"] = "velocity"
+    path_type: PathType = "Linear"
+    prediction: Prediction = "velocity"  # by the network
     loss_weight: Literal["velocity", "likelihood"] | None = None  # for score and noise prediction
     train_eps: float | None = None  # distance kept from the ends of t in training; None: SiT's
     sample_eps: float | None = None  # the same in sampling; None: SiT's
@@ -30,8 +32,8 @@ class TransportFlags:
 class TrainConfig(TransportFlags):
     """Train a SiT or an MDM with LayerSync. The same command runs on a CPU, one GPU, or many nodes.
 
-    python train.py --preset digits
-    torchrun --nproc_per_node=8 train.py --preset t1-xl --dataset_name imagenet-1k
+    $ python train.py --preset digits
+    $ torchrun --nproc_per_node=8 train.py --preset t1-xl --dataset_name imagenet-1k
     """
 
     preset: str | None = None  # a row of runtime/presets.py: digits, fashion-mnist-s, t1-b, ...
@@ -51,8 +53,10 @@ class TrainConfig(TransportFlags):
     num_workers: int = 4  # processes per rank that read images
 
     # network
-    model: str = "SiT-XL/2"  # SiT-{S,B,L,XL,Ti}/{1,2,4,8,1x2x2,2x4x4}, MDM for motion,
-    # Wan2.1 or CogVideoX for video with captions
+
+    # SiT-{S,B,L,XL,Ti}/{1,2,4,8,1x2x2,2x4x4}, MDM for motion, Wan2.1 or CogVideoX for video with
+    # captions
+    model: str = "SiT-XL/2"
     depth: int | None = None  # blocks; None: the model's
     hidden_size: int | None = None  # width; None: the model's
     num_heads: int | None = None  # attention heads; None: the model's
@@ -65,9 +69,11 @@ class TrainConfig(TransportFlags):
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory
 
     # regulariser
+
+    # the term added to the velocity loss
     loss_type: Literal[
         "layer_sync", "multiple_sync", "vanilla", "dispersive", "repa", "external", "sra", "sra2"
-    ] = "layer_sync"  # the term added to the velocity loss
+    ] = "layer_sync"
     encoder_depth: int | None = None  # the student block, from 1; None: the model's published one
     gt_encoder_depth: int | None = None  # the teacher block; None: the model's published one
     multi_blocks_match: str = "[]"  # pairs of multiple_sync, e.g. '[(2,6),(4,8)]'; their mean
@@ -109,7 +115,7 @@ class TrainConfig(TransportFlags):
     grad_accum: int = 1  # micro-batches per step and rank
     lr: float = 1e-4  # AdamW, constant
     lr_warmup: int = 0  # steps over which the learning rate grows to --lr
-    weight_decay: float = 0.0  # AdamW
+    weight_decay: float = 0.0  # of AdamW
     clip_grad_norm: float = 0.0  # largest gradient norm; 0: no clipping
     max_skipped: int = 10  # steps in a row that may be skipped as not finite; more: roll back
     spike_sigma: float = 0.0  # skip a loss this many running deviations above its mean; 0: none
@@ -167,7 +173,7 @@ class EncodeConfig:
     """Encode images, music or videos to the latents that train.py --data-path reads; run it again
     to go on.
 
-    torchrun --nproc_per_node=8 encode.py --dataset_name imagenet-1k --out latents/imagenet256
+    $ torchrun --nproc_per_node=8 encode.py --dataset_name imagenet-1k --out latents/imagenet256
     """
 
     dataset_name: str = "imagenet-1k"  # folder, imagenet-1k, a hub id, mtg-jamendo, clevrer, ...
@@ -219,14 +225,10 @@ class SampleFlags:
     text_encoder: str | None = None  # a hub id or folder; None: the checkpoint's
     pretrained: str | None = None  # Wan2.1, CogVideoX: hub id or folder; None: the checkpoint's
     cache_dir: str = "./cache/"  # downloads of VAEs, and embedded captions
-    path_type: Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50", "CogVideoX"] | None = (
-        None  # None: the checkpoint's
-    )
-    prediction: Literal["velocity", "score", "noise", "data", "v_prediction"] | None = (
-        None  # None: the checkpoint's
-    )
-    sample_eps: float | None = None  # None: the checkpoint's
-    time_shift: float | None = None  # None: the checkpoint's
+    path_type: PathType | None = None  # from noise to data; None: the checkpoint's
+    prediction: Prediction | None = None  # by the network; None: the checkpoint's
+    sample_eps: float | None = None  # distance kept from the ends of t; None: the checkpoint's
+    time_shift: float | None = None  # more than 1: more times near noise; None: the checkpoint's
     num_sampling_steps: int = 250  # time points; adaptive solvers choose their own
     cfg_channels: Literal["all", "3"] | None = None  # guided channels; None: 3 for SD latents
     guidance_low: float = 0.0  # guide where t >= this (t = 0 noise, t = 1 data)
@@ -250,9 +252,10 @@ class ODEFlags:
 @dataclass(frozen=True)
 class SDEFlags:
     sampling_method: Literal["Euler", "Heun"] = "Euler"  # Euler-Maruyama, or Heun
+    # the diffusion coefficient over t
     diffusion_form: Literal[
         "constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing"
-    ] = "sigma"  # the diffusion coefficient over t
+    ] = "sigma"
     diffusion_norm: float = 1.0  # its size
     last_step: Literal["Mean", "Tweedie", "Euler"] | None = "Mean"  # how the last step is taken
     last_step_size: float = 0.04  # how far before t = 1 it is taken
@@ -439,13 +442,33 @@ def parse_sampling(
             raise InputError(f"--protocol {name} is an {mode} protocol, not {argv[0]}")
         mode, argv = argv[0], argv[1:]
     elif argv and argv[0] in ("-h", "--help"):
-        every = Union[  # noqa: UP007  # of a list that is made here
-            tuple(Annotated[flags, tyro.conf.subcommand(name)] for name, flags in modes.items())
-        ]
-        return tyro.cli(every, args=argv, console_outputs=speaks())
+        return help_of(modes)
     chosen = modes[mode or next(iter(modes))]
     default = chosen(**published, protocol=name)
     return checked(tyro.cli(chosen, args=argv, default=default, console_outputs=speaks()))
+
+
+SAMPLING = """Sample from a checkpoint: --ckpt is all that has to be given.
+
+--protocol sets the mode and its flags as published. The flags of a mode are in its own help.
+
+$ python {program} --ckpt RUN
+$ python {program} --ckpt RUN --protocol paper-sde
+$ python {program} {mode} --ckpt RUN --num-sampling-steps 50
+$ python {program} {mode} --help
+"""
+
+
+def help_of(modes: Mapping[str, type[Config]]) -> NoReturn:
+    """Print which modes there are, and end the process."""
+    first = next(iter(modes))
+    every = Union[  # noqa: UP007  # of a list that is made here
+        tuple(Annotated[flags, tyro.conf.subcommand(name)] for name, flags in modes.items())
+    ]
+    tyro.cli(
+        every, args=["--help"], default=modes[first](), console_outputs=speaks(),
+        description=SAMPLING.format(program=os.path.basename(sys.argv[0]), mode=first),
+    )  # fmt: skip
 
 
 def peek(flag: str, argv: Sequence[str]) -> str | None:

@@ -29,7 +29,7 @@ class Flags(StudyFlags):
 
     Under torchrun every process looks at its share of the images.
 
-    python -m evaluations.features results/000-SiT-Ti-2-digits --blocks 2 4 --out features
+    $ python -m evaluations.features results/000-SiT-Ti-2-digits --blocks 2 4 --out features
     """
 
     part: Literal["train", "held-out"] = "train"  # which images

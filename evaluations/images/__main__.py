@@ -61,9 +61,9 @@ class ScoreFlags(Flags):
     Several SAMPLES are independent sets of one model: their means and intervals follow.
     Other commands: make-reference, train-classifier, --compare A.score.json B.score.json.
 
-    python -m evaluations.images VIRTUAL_imagenet256_labeled.npz samples/NAME.npz
-    python -m evaluations.images digits samples/NAME.npz --extractor classifier
-    torchrun --nproc_per_node=8 -m evaluations.images REF.npz SAMPLES.npz
+    $ python -m evaluations.images VIRTUAL_imagenet256_labeled.npz samples/NAME.npz
+    $ python -m evaluations.images digits samples/NAME.npz --extractor classifier
+    $ torchrun --nproc_per_node=8 -m evaluations.images REF.npz SAMPLES.npz
     """
 
     reference: tyro.conf.Positional[str] = tyro.MISSING  # .npz, folder or data set
@@ -79,7 +79,7 @@ class ScoreFlags(Flags):
 class ReferenceFlags(Flags):
     """Write a reference as ADM's: statistics of all images, and 10,000 of them.
 
-    python -m evaluations.images make-reference digits --out digits.npz --extractor classifier:F
+    $ python -m evaluations.images make-reference digits --out digits.npz --extractor classifier:F
     """
 
     data: tyro.conf.Positional[str] = tyro.MISSING  # .npz, folder or data set
@@ -92,7 +92,7 @@ class ClassifierFlags:
 
     Scores are comparable only under the same file: publish it with them.
 
-    python -m evaluations.images train-classifier --dataset_name digits --out clf.pt
+    $ python -m evaluations.images train-classifier --dataset_name digits --out clf.pt
     """
 
     dataset_name: str  # a small labeled data set with held-out images: digits, fashion-mnist
@@ -109,7 +109,7 @@ class ClassifierFlags:
 class CompareFlags:
     """The scores of several results side by side, if they were made alike.
 
-    python -m evaluations.images --compare A.score.json B.score.json
+    $ python -m evaluations.images --compare A.score.json B.score.json
     """
 
     compare: tuple[Path, ...]  # what this tool wrote beside samples

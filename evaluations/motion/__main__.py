@@ -36,7 +36,7 @@ class Flags:
     """R-precision, FID, matching score and diversity of samples by T2M's protocol, with 95 %
     intervals over replications; real motions are scored first.
 
-    python -m evaluations.motion samples/NAME.npz --data HumanML3D --evaluator FOLDER
+    $ python -m evaluations.motion samples/NAME.npz --data HumanML3D --evaluator FOLDER
     """
 
     samples: tyro.conf.Positional[Path] = tyro.MISSING  # what sample_ddp.py wrote

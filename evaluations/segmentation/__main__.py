@@ -39,7 +39,7 @@ class Flags(SegmentationFlags, SubjectFlags):
     """Mean IoU of a linear map from every block's tokens, as the paper measures it: clean images at
     t = 0.999, null label, 25 epochs of VOC. The last epoch and the best one.
 
-    python -m evaluations.segmentation RUN --masks voc --masks-path DATA
+    $ python -m evaluations.segmentation RUN --masks voc --masks-path DATA
     """
 
 

@@ -40,8 +40,8 @@ class Render:
     validation: int = 4  # of these, too
     test: int = 16  # and of these, which training never hears
     seconds: float = 2.048  # of a track: the default is one crop of --dataset_name instruments
-    seed: int = 0
-    sound_font: Path = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
+    seed: int = 0  # of the phrases
+    sound_font: Path = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")  # of General MIDI
     jobs: int = os.cpu_count() or 1  # tracks at the same time
 
 
@@ -55,12 +55,12 @@ class Vae:
 
     data: Path  # a folder of `render`
     out: Path  # the folder to write, --vae of train.py
-    steps: int = 2000
+    steps: int = 2000  # of the optimizer
     batch: int = 4  # crops per step
     length: int = 4096  # samples of a crop, a quarter of a second
-    lr: float = 4e-3
-    log_every: int = 100  # steps
-    seed: int = 0
+    lr: float = 4e-3  # of Adam, decaying to 0
+    log_every: int = 100  # steps per log line
+    seed: int = 0  # of the weights and crops
 
 
 def check_counts(flags: Render | Vae, *names: str) -> None:
