@@ -1,4 +1,4 @@
-"""Everything the lab knows of a checkpoint on one page, or of two checkpoints side by side.
+"""What the evaluations of features find, on one page: of a checkpoint, or of two side by side.
 
 python -m evaluations.report results/000-SiT-Ti-2-digits --against results/001-SiT-Ti-2-digits
 """

@@ -1,4 +1,5 @@
-"""Vision transformers of timm as encoders of patches: what REPA aligns to, what the lab compares.
+"""Vision transformers of timm as encoders of patches: what REPA aligns to, and what the evaluations
+of features compare blocks with.
 
 --repa-encoder vit_base_patch14_dinov2.lvd142m; encoder timm:vit_base_patch14_dinov2.lvd142m
 """

@@ -1,4 +1,4 @@
-"""One network and one data set, as the flags of a command of the lab name them."""
+"""One network and one data set, as the flags of an evaluation of features name them."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -248,7 +248,7 @@ def open_subject(flags: SubjectFlags, device: torch.device) -> Subject:
 
 
 def home(ckpt: Path) -> Path:
-    """Where the lab writes what it finds of a checkpoint, unless --out says else."""
+    """Where an evaluation of features writes what it finds, unless --out says else."""
     if ckpt.parent.name == "checkpoints":
         return ckpt.parent.parent / "representation" / ckpt.stem
     return Path("representation") / f"{ckpt.parent.name}-{ckpt.stem}"

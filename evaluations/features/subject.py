@@ -1,4 +1,4 @@
-"""What the lab looks at: a network that tells the tokens of its blocks."""
+"""What the evaluations of features look at: a network that tells the tokens of its blocks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
