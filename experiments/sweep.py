@@ -21,7 +21,7 @@ from methods import check_flags
 from models import KINDS, architecture
 from runtime import config as flags_of
 from runtime.checkpoint import run_label
-from runtime.config import TrainConfig
+from runtime.config import TrainConfig, at_least
 from runtime.ema import slow_ema
 from runtime.entry import asked_of_user, speaks
 from runtime.errors import InputError
@@ -170,10 +170,7 @@ def sweep(experiment: Experiment) -> None:
 
 
 def check(flags: SweepFlags) -> None:
-    for name in ("max_steps", "samples", "per_proc_batch_size", "jobs", "gpus_per_run"):
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+    at_least(flags, max_steps=1, samples=1, per_proc_batch_size=1, jobs=1, gpus_per_run=1)
     if not flags.seeds or len(set(flags.seeds)) < len(flags.seeds):
         raise InputError("--seeds takes one number or more, each once")
     for word in flags.slurm:

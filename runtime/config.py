@@ -339,7 +339,7 @@ READS: dict[str, set[str]] = {
     | {"encoder_depth", "gt_encoder_depth", "sra_variant", "sra_cos_axis", "sra_epoch_steps"},
     "sra2": TERM | {"encoder_depth"},
 }
-FAMILY = {"layer_sync", "multiple_sync"}  # they share the published weight
+SYNC_METHODS = {"layer_sync", "multiple_sync"}  # they share the published weight
 
 
 def foreign_to(loss_type: str) -> set[str]:
@@ -417,7 +417,7 @@ def parse(
     published = row.get("loss_type", "layer_sync")
     method = peek("--loss-type", argv) or peek("--loss_type", argv) or published
     # A preset's flags are its method's; the others have their authors' own.
-    others = foreign_to(method) if {method, published} <= FAMILY else foreign_to("vanilla")
+    others = foreign_to(method) if {method, published} <= SYNC_METHODS else foreign_to("vanilla")
     if method != published:
         row = {key: value for key, value in row.items() if key not in others}
     default = config(**row, preset=name) if name else config()
