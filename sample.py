@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import domains
 import models
 from domains import Condition
-from domains.codecs import difference
+from domains.codecs import first_difference
 from runtime import checkpoint, distributed
 from runtime.checkpoint import Checkpoint
 from runtime.config import (
@@ -68,7 +68,7 @@ def asked_for(flags: GridFlags, domain: domains.Domain) -> tuple[Condition, list
         raise InputError("--prompts and --class-labels do not go together")
     if flags.prompts:
         return domain.prompted(flags.prompts, flags.num_frames), list(flags.prompts)
-    labels = flags.class_labels or spread(16, domain.choices)
+    labels = flags.class_labels or domains.evenly_spaced(16, domain.choices)
     check_labels(labels, domain.choices)
     chosen = torch.tensor(labels)
     return domain.condition(chosen), domain.titles(chosen)
@@ -252,7 +252,7 @@ def check_codec(flags: SampleFlags, found: Checkpoint, domain: domains.Domain) -
     (Stable Diffusion's ema and mse); the scale has to be the same.
     """
     ours = domain.identity
-    key = difference(found.codec, ours)
+    key = first_difference(found.codec, ours)
     if key is None or (key == "sha256" and flags.vae):
         return
     raise InputError(f"{found.path}: {domain.unlike(key, found.codec[key], ours[key])}")
@@ -297,11 +297,6 @@ def domain_of(flags: SampleFlags, found: Checkpoint, model: models.Denoiser) -> 
             f"--num-classes {flags.num_classes}, but {found.path} has {domain.num_classes}"
         )
     return domain
-
-
-def spread(count: int, num_classes: int) -> list[int]:
-    """`count` class ids spread evenly over the classes."""
-    return [number * max(num_classes, 1) // count for number in range(count)]
 
 
 def check_labels(labels: Sequence[int], num_classes: int) -> None:

@@ -25,7 +25,7 @@ from . import (
 )
 from .audio import SAMPLES
 from .codecs import PIXELS
-from .domain import Batch, Condition, DataSet, Domain, as_read, loader_of
+from .domain import Batch, Condition, DataSet, Domain, as_read, evenly_spaced, loader_of
 from .images import ImageDomain
 from .latents import LatentDomain, LatentSource
 from .motion import MotionDomain
@@ -34,7 +34,7 @@ from .sources import NoHeldOut
 
 __all__ = [
     "DATASETS", "Batch", "Condition", "DataSet", "Domain", "Draws", "NoHeldOut", "Row", "as_read",
-    "build", "held_out_order", "loader_of",
+    "build", "evenly_spaced", "held_out_order", "loader_of",
 ]  # fmt: skip
 
 Create = Callable[..., Domain]  # of a name and flags

@@ -141,7 +141,7 @@ class VAECodec:
         return self
 
 
-def difference(one: dict, other: dict) -> str | None:
+def first_difference(one: dict, other: dict) -> str | None:
     """The first thing that makes the latents of two codecs unlike, by their identities.
 
     Not the name, for a folder may have moved; nor what one of them does not say.

@@ -240,6 +240,11 @@ class Domain(ABC):
         save_grid(raw, path)
 
 
+def evenly_spaced(count: int, choices: int) -> list[int]:
+    """So many of a domain's choices, over all that there are; zeros where there are none."""
+    return [number * max(choices, 1) // count for number in range(count)]
+
+
 def check_class_count(name: str, classes: int, num_classes: int | None) -> None:
     if num_classes and num_classes < classes:
         raise InputError(

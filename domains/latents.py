@@ -14,7 +14,7 @@ from torch import Tensor
 from runtime.errors import InputError
 from runtime.random import generator
 
-from .codecs import PIXELS, Codec, VAECodec, difference, posterior_draw, to_uint8
+from .codecs import PIXELS, Codec, VAECodec, first_difference, posterior_draw, to_uint8
 from .decoding import Unreadable
 from .domain import Batch, Domain, check_class_count
 from .order import Draws
@@ -162,7 +162,7 @@ class StoredCodec:
             InputError: not to be had here, or not the one that made these latents.
         """
         vae = self.load(self.name, self.cache_dir)
-        if key := difference(self.identity, vae.identity):
+        if key := first_difference(self.identity, vae.identity):
             raise InputError(
                 f"--vae {self.name} has {key} {vae.identity[key]}, but the VAE that made these "
                 f"latents had {self.identity[key]}: give --vae that one"

@@ -28,7 +28,7 @@ from runtime.errors import InputError, LocalError
 from runtime.files import discard_rests, retried, write_patiently
 from runtime.untrusted import json_of, parsed
 
-from .codecs import PIXELS, difference, hub_id, is_path, short_name
+from .codecs import PIXELS, first_difference, hub_id, is_path, short_name
 from .latents import Load
 
 MANIFEST = "manifest.json"
@@ -390,7 +390,7 @@ def decoding_vae(
         return stored
     if asked == PIXELS:
         raise InputError(f"--vae {PIXELS}, but {called} holds latents")
-    if key := difference(identity, load(asked, cache_dir).identity):
+    if key := first_difference(identity, load(asked, cache_dir).identity):
         raise InputError(
             f"--vae {asked} has another {key} than {stored}, which made the latents of "
             f"{called}: leave out --vae"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from domains import DataSet
+from domains import DataSet, evenly_spaced
 from evaluations import pages
 from evaluations.features.study import home
 from evaluations.heldout import Flags as LossFlags
@@ -24,7 +24,7 @@ from runtime.errors import InputError
 from runtime.files import write_json
 from runtime.random import SampleStreams
 from runtime.text import columns
-from sample import Opened, open_checkpoint, spread
+from sample import Opened, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def strip(opened: Opened, sampling: GridODE, count: int, device: torch.device) -
     """Samples of fixed seeds and classes side by side."""
     streams = SampleStreams(range(count), sampling.seed, device)
     z, _ = streams.start(opened.domain.shape, opened.domain.num_classes)
-    classes = torch.tensor(spread(count, opened.domain.num_classes), device=device)
+    classes = torch.tensor(evenly_spaced(count, opened.domain.num_classes), device=device)
     cond = opened.domain.condition(classes)
     raw = F.pad(opened.draw(sampling, streams, z, cond).cpu(), (1, 1, 1, 1), value=255)
     return torch.cat(list(raw), -1)

@@ -233,7 +233,7 @@ def cells(steps: Sequence[int], methods: dict[str, Any]) -> tuple[list[str], lis
         "the same, between student and teacher": spare,
     }
     others = {name: one for name, one in methods.items() if name != BASELINE}
-    rows = [["held-out loss", *(spread(one["final"]) for one in methods.values())]]
+    rows = [["held-out loss", *(mean_and_deviation(one["final"]) for one in methods.values())]]
     rows += [[name, "-", *map(show, others.values())] for name, show in compared.items()]
     rows += [[name, *map(show, methods.values())] for name, show in own.items()]
     return ["", *methods], rows
@@ -243,7 +243,7 @@ def at_quarter(number: int, one: dict[str, Any]) -> str:
     return difference(one["minus_vanilla_by_t"][number])
 
 
-def spread(found: dict[str, Any]) -> str:
+def mean_and_deviation(found: dict[str, Any]) -> str:
     deviation = "" if found["std"] is None else f" ± {found['std']:.4f}"
     return f"{found['mean']:.4f}{deviation} (n={found['n']})"
 

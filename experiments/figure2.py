@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from domains import evenly_spaced
 from evaluations import pages
 from runtime import checkpoint, distributed
 from runtime.config import GridODE
 from runtime.entry import run
 from runtime.random import SampleStreams
-from sample import open_checkpoint, spread
+from sample import open_checkpoint
 from transport import PROTOCOLS
 
 from . import table
@@ -65,7 +66,7 @@ def drawn(file: Path, device: torch.device) -> Tensor:
         flags = GridODE(**protocol | {"num_sampling_steps": small.time_points}, ckpt=str(file))
     streams = SampleStreams(range(SAMPLES), flags.seed, device)
     z, _ = streams.start(opened.domain.shape, opened.domain.num_classes)
-    classes = torch.tensor(spread(SAMPLES, opened.domain.num_classes), device=device)
+    classes = torch.tensor(evenly_spaced(SAMPLES, opened.domain.num_classes), device=device)
     cond = opened.domain.condition(classes)
     raw = F.pad(opened.draw(flags, streams, z, cond).cpu(), (1, 1, 1, 1), value=255)
     return raw.expand(-1, 3, -1, -1).transpose(0, 1).flatten(1, 2)

@@ -26,10 +26,10 @@ from .table import (
     differences,
     groups_of,
     markdown,
+    mean_and_deviation,
     mixture,
     names_of,
     over_baseline,
-    spread,
     values_of,
 )
 
@@ -86,7 +86,7 @@ def summary(found: dict[str, Published]) -> str:
                 continue
             rows = []
             for score in (compared(base), *distances_in(base)):
-                values = [spread(values_of(runs, score)) for runs in (base, ours)]
+                values = [mean_and_deviation(values_of(runs, score)) for runs in (base, ours)]
                 gap, said = difference(ours, base, score), decided(ours, base, score)
                 label = f"[{name}](#{name})" + (f", {preset}" if several else "")
                 rows.append([label, score, *values, gap, said])

@@ -127,7 +127,7 @@ def executable(step: Step) -> list[str]:
     return [sys.executable, *words]
 
 
-def spread(words: list[str], gpus: int) -> list[str]:
+def under_torchrun(words: list[str], gpus: int) -> list[str]:
     """The same command in a process per GPU."""
     return [*TORCHRUN, f"--nproc_per_node={gpus}", *words] if gpus > 1 else words
 

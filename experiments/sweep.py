@@ -38,8 +38,8 @@ from .runs import (
     as_words,
     only_one,
     perform,
-    spread,
     typed,
+    under_torchrun,
 )  # fmt: skip
 from .scoring import PAPER, PROTOCOL_OF, SCORINGS, Scoring, data_words
 
@@ -273,7 +273,7 @@ def planned(
     if run.parent is not None:
         parent = folder / PARENT / ckpt.relative_to(folder).with_stem(f"{config.max_steps:07d}")
         words = train_words(run.parent, folder / PARENT)
-        steps.append(Step("parent", spread(words, flags.gpus_per_run), parent))
+        steps.append(Step("parent", under_torchrun(words, flags.gpus_per_run), parent))
         origin = {"fine_tune": True, "ckpt": str(parent)}
     train = train_words(run.flags | origin, folder)
     check_flags(flags_of.parse(TrainConfig, PRESETS, train[1:]))  # before days of the other rows
@@ -284,7 +284,7 @@ def planned(
         for path in (setting.data_path, setting.samples_path)
     )
     steps += [
-        Step("train", spread(train, flags.gpus_per_run), ckpt),
+        Step("train", under_torchrun(train, flags.gpus_per_run), ckpt),
         Step("heldout", [*heldout, *common], held_out),
     ]
     for way, own in experiment.samplings(setting).items():
@@ -294,7 +294,7 @@ def planned(
         sample += ["--sample-dir", str(folder), "--name", way, *common]
         score = [*scoring.score_words(folder / f"{way}.npz", config), *device_words(flags)]
         steps += [
-            Step(way, spread(sample, flags.gpus_per_run), folder / f"{way}.json"),
+            Step(way, under_torchrun(sample, flags.gpus_per_run), folder / f"{way}.json"),
             Step(f"{way}.score", score, folder / f"{way}.score.json"),
         ]
     for measure, words in experiment.measures.items():

@@ -175,8 +175,8 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
                 name,
                 ", ".join(dict.fromkeys(str(run.record["max_steps"]) for run in runs)),
                 ", ".join(str(run.record["seed"]) for run in runs),
-                *(spread(values_of(runs, one)) for one in names),
-                *([spread(gradient_ratios(runs))] if looked else []),
+                *(mean_and_deviation(values_of(runs, one)) for one in names),
+                *([mean_and_deviation(gradient_ratios(runs))] if looked else []),
                 "-" if runs is baseline else difference(runs, baseline, paired),
                 "-" if pool else published(record["paper"]),
             ]
@@ -191,7 +191,9 @@ def cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
             rows.append([label, "", "", *map(spread_of_real, values), *rest])
     for (_, preset, pool), members in pools.items():
         means = {one: [mean_of(runs, one) for runs in members] for one in names}
-        scores = [spread([mean for mean in means[one] if mean is not None]) for one in names]
+        scores = [
+            mean_and_deviation([mean for mean in means[one] if mean is not None]) for one in names
+        ]
         paper = published(members[0][0].record["paper"])
         label = f"{preset}-{pool}, mean ± deviation over rows"
         rows.append([label, "", "", *scores, *rest[:-1], paper])
@@ -256,7 +258,7 @@ def published(paper: dict[str, float]) -> str:
     return ", ".join(f"{NAMES.get(key, key)} {value:g}" for key, value in paper.items()) or "-"
 
 
-def spread(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """Mean, standard deviation over seeds (divisor n - 1) and n."""
     if not values:
         return "-"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import domains
-from domains.codecs import difference
+from domains.codecs import first_difference
 from domains.order import positions
 from methods import Method
 from models import Denoiser, check_state
@@ -237,7 +237,7 @@ class Trainer:
                 check_state(module, weights)
         check_state(state.regulariser, origin.regulariser)
         ours = self.domain.identity
-        if key := difference(origin.codec, ours):
+        if key := first_difference(origin.codec, ours):
             raise ValueError(self.domain.unlike(key, origin.codec[key], ours[key]))
         if origin.targets != self.made_by:
             was, now = (", ".join(one.values()) for one in (origin.targets, self.made_by))
@@ -274,10 +274,11 @@ class Trainer:
             cond, titles = self.domain.condition(chosen), self.domain.titles(chosen)
             self.domain.save_grid(self.codec.decode(x), path, cond=cond, titles=titles)
 
-    def previewed(self, count: int = 16) -> Tensor:
-        """Choices spread over all that there are (count,)."""
-        choices = max(self.domain.choices, 1)
-        return torch.arange(count, device=self.ranks.device) * choices // count
+    def previewed(self) -> Tensor:
+        """The choices of a preview (16,)."""
+        return torch.tensor(
+            domains.evenly_spaced(16, self.domain.choices), device=self.ranks.device
+        )
 
     def draw(self, numbers: range) -> tuple[Tensor, Tensor]:
         """Unguided EMA samples by their numbers: uint8 (B, C, H, W), and their classes (B,)."""
