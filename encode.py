@@ -112,7 +112,7 @@ def encode(config: EncodeConfig, encoder: Encoder, folder: Path, ranks: Ranks) -
                 desc=f"process 1 of {ranks.size}", disable=not ranks.is_main,
             ) as bar,
         ):  # fmt: skip
-            batches = sound(ahead, bar)
+            batches = checked_batches(ahead, bar)
             writing = writer.submit(lambda: None)
             for shard in shards:
                 count = math.ceil((shard.stop - shard.start) / encoder.batch_size)
@@ -201,7 +201,7 @@ def loader(config: EncodeConfig, encoder: Encoder, shards: Sequence[Shard]) -> D
     return domains.loader_of(encoder.samples, draws, config.num_workers)
 
 
-def sound(batches: Iterable[domains.Batch], bar: tqdm) -> Iterator[domains.Batch]:
+def checked_batches(batches: Iterable[domains.Batch], bar: tqdm) -> Iterator[domains.Batch]:
     """The batches, counted, and what is wrong in them said or raised."""
     for batch in batches:
         batch = batch.checked()

@@ -72,7 +72,7 @@ def main() -> None:
             return print_plan(trainer, feed, needs)
         score = score_of(config, domain, ranks, Path(start.folder) if start.resumes else None)
         if score:
-            score.try_out(trainer.draw)
+            score.try_out(trainer.generate)
         folder = Path(ranks.from_main(lambda: opened_folder(start)))
         if score:
             score.keep(folder)
@@ -111,7 +111,7 @@ def train(
         FloatingPointError: training broke down, and going back to a checkpoint did not help.
     """
     config, state = trainer.config, trainer.state
-    batches = sound(feed, log, pulse)
+    batches = checked_batches(feed, log, pulse)
 
     @contextmanager
     def aside(what: str) -> Iterator[None]:
@@ -136,9 +136,9 @@ def train(
             broke_down = reports and state.guard.broke_down(config.max_skipped)
             if broke_down or (saves and not trainer.is_finite()):
                 with aside("going back to a checkpoint"):
-                    go_back(trainer, feed, log, saver)
+                    roll_back(trainer, feed, log, saver)
                 continue
-        if trainer.watches and done % config.telemetry_every == 0:
+        if trainer.logs_telemetry and done % config.telemetry_every == 0:
             with aside("telemetry"):
                 found = trainer.telemetry()
                 log.row(done, "telemetry", found)
@@ -147,7 +147,7 @@ def train(
                     log.say(f"warning: {alarm}")
         if score and (last or done % config.score_every == 0):
             with aside("scores"):  # before the save: a run that dies between them scores again
-                log.row(done, "scores", score(trainer.draw), **score.facts())
+                log.row(done, "scores", score(trainer.generate), **score.facts())
         # What is saved amid skipped steps is nothing to go back to.
         if saves and (last or stops or not state.guard.in_row):
             with aside("saving"):
@@ -196,7 +196,7 @@ def close(log: Log, pulse: Pulse) -> None:
         log.ranks.barrier()
 
 
-def go_back(trainer: Trainer, feed: Feed, log: Log, saver: Saver) -> None:
+def roll_back(trainer: Trainer, feed: Feed, log: Log, saver: Saver) -> None:
     """To the newest checkpoint, and on with other data than those that training broke down on.
 
     Raises:
@@ -211,7 +211,7 @@ def go_back(trainer: Trainer, feed: Feed, log: Log, saver: Saver) -> None:
             f"training broke down by step {done}, before its first checkpoint: lower --lr or give "
             "--clip-grad-norm"
         )
-    state.go_back(checkpoint.read(path, verify=False))
+    state.roll_back(checkpoint.read(path, verify=False))
     feed.seek(state.step, state.guard.shift)
     log.rewind(state.step, rollback={"from": done, "shift": state.guard.shift}, **trainer.counts())
     log.say(
@@ -220,7 +220,7 @@ def go_back(trainer: Trainer, feed: Feed, log: Log, saver: Saver) -> None:
     )
 
 
-def sound(feed: Feed, log: Log, pulse: Pulse) -> Iterator[domains.Batch]:
+def checked_batches(feed: Feed, log: Log, pulse: Pulse) -> Iterator[domains.Batch]:
     """The batches, what is wrong in them said or raised."""
     while True:
         with pulse.doing("waiting for data"):

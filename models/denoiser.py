@@ -40,7 +40,7 @@ class Denoiser(nn.Module, ABC):
         blocks: the modules that are counted from 1, tokens first among what they take.
         activation_checkpointing: compute blocks again in the backward pass.
         skipped_blocks: numbers of blocks that are left out.
-        draws: whether it draws random numbers in train mode.
+        has_dropout: whether it draws random numbers in train mode.
         own_precision: whether it computes in the precision of its weights, whatever the run's.
         keeps_condition_token: whether blocks are returned with the condition's token before the
             others, of networks that have one (MDM).
@@ -51,7 +51,7 @@ class Denoiser(nn.Module, ABC):
     patch: tuple[int, ...]
     blocks: nn.ModuleList
     num_classes = text_width = 0
-    draws = False
+    has_dropout = False
     own_precision = False
     keeps_condition_token = False
 

@@ -99,7 +99,7 @@ class MDM(Denoiser):
         self.in_channels, self.text_width, self.steps = in_channels, text_width, steps
         self.mask_frames = mask_frames
         self.grid, self.patch = tuple(input_size), (1,)
-        self.draws = dropout > 0
+        self.has_dropout = dropout > 0
 
         self.input_process = PoseEmbedding(in_channels, hidden_size)
         self.sequence_pos_encoder = PositionalEncoding(hidden_size, dropout)

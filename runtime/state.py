@@ -103,7 +103,7 @@ class TrainState:
         self.guard.resume(origin.guard)
         self.step = origin.step
 
-    def go_back(self, origin: Checkpoint) -> None:
+    def roll_back(self, origin: Checkpoint) -> None:
         """`resume`, but on to other data: what was read since is passed over.
 
         Raises:

@@ -94,7 +94,7 @@ def test_padding_enters_neither_loss_nor_cosine(flags):
     trainer = training.Trainer(config, domain, transport, model, method, alone)
     batch = domain.train_set().__getitems__(domains.Draws.plain(range(4)))
     assert not batch.mask.all()
-    inputs = trainer.inputs(batch, trainer.draws(0))
+    inputs = trainer.inputs(batch, trainer.step_draws(0))
     found = []
     for rubbish in (0.0, 1e3):
         x, noise = (torch.where(batch.mask, inputs[name], rubbish) for name in ("x", "noise"))

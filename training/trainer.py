@@ -47,20 +47,20 @@ class Trainer:
         self.codec = domain.codec.to(ranks.device)
         self.transport, self.model, self.regulariser = transport, model, method.regulariser
         self.targets = method.targets.to(ranks.device) if method.targets else None
-        made_by = method.targets.identity if method.targets else []
-        self.made_by = {f"target {number}": name for number, name in enumerate(made_by, start=1)}
+        names = method.targets.identity if method.targets else []
+        self.target_names = {f"target {number}": name for number, name in enumerate(names, start=1)}
         self.arithmetic = Arithmetic(config.precision, ranks.device, config.attention)
         self.attention = self.arithmetic.attention(*model.attention_shape)
-        self.watches = self.regulariser is not None and config.telemetry_every > 0
+        self.logs_telemetry = self.regulariser is not None and config.telemetry_every > 0
         training_step = TrainingStep(model, transport, self.regulariser).to(ranks.device)
         ema = EMA(model, config.ema_decay)
         # Where a method looks at no teacher, it is not asked.
         self.teacher = method.teacher.to(ranks.device) if method.teacher else ema.model
-        self.looks_up = bool(self.regulariser and self.regulariser.teacher_blocks)
+        self.uses_teacher = bool(self.regulariser and self.regulariser.teacher_blocks)
         if config.compile == "on":
             model.compile_blocks()
             training_step.compile_losses()
-            if self.looks_up:
+            if self.uses_teacher:
                 self.teacher.compile_blocks()
         if config.shard:
             parallel.shard(training_step, model.blocks, ranks, train=True)
@@ -83,7 +83,7 @@ class Trainer:
         """
         config, ranks, step = self.config, self.ranks, self.state.step
         weights = self.weights(step)
-        of_batch = self.draws(step)
+        of_batch = self.step_draws(step)
         parts = []
         for micro, batch in enumerate(islice(batches, config.grad_accum)):
             draws = of_batch.at(positions(
@@ -102,11 +102,11 @@ class Trainer:
         metrics |= {"grad_norm": norm} if self.reports(step + 1) else {}
         return {name: value.masked_fill(skipped, math.nan) for name, value in metrics.items()}
 
-    def draws(self, step: int) -> StepDraws:
+    def step_draws(self, step: int) -> StepDraws:
         """The random numbers of a step that this codec and this method use."""
         return draws_of_step(
             self.config, self.domain.shape, step, self.ranks.device,
-            posterior=self.codec.uses_noise, teacher=self.looks_up,
+            posterior=self.codec.uses_noise, teacher=self.uses_teacher,
         )  # fmt: skip
 
     def backward(
@@ -115,7 +115,7 @@ class Trainer:
     ) -> Losses:  # fmt: skip
         """The gradients of a micro-batch's mean loss, added to those there are."""
         inputs = self.inputs(batch, draws)
-        if self.model.draws:  # dropout, as a function of the step and of where it is computed
+        if self.model.has_dropout:  # as a function of the step and of where it is computed
             where = (self.state.step, self.ranks.rank, micro)
             torch.manual_seed(seed_of(self.config.global_seed, "dropout", *where))
         sync = parallel.gradient_sync(self.training_step, last=last)
@@ -178,7 +178,7 @@ class Trainer:
         weights = self.weights(self.state.step)
         weight = weights["weight"]
         weights["weight"] = torch.ones_like(weight)  # the gradient is proportional to it
-        draws = self.draws(self.state.step).at(positions(
+        draws = self.step_draws(self.state.step).at(positions(
             self.config.global_batch_size, rank=self.ranks.rank, ranks=self.ranks.size,
             micro=0, micro_batches=self.config.grad_accum,
         ))  # fmt: skip
@@ -239,8 +239,8 @@ class Trainer:
         ours = self.domain.identity
         if key := first_difference(origin.codec, ours):
             raise ValueError(self.domain.unlike(key, origin.codec[key], ours[key]))
-        if origin.targets != self.made_by:
-            was, now = (", ".join(one.values()) for one in (origin.targets, self.made_by))
+        if origin.targets != self.target_names:
+            was, now = (", ".join(one.values()) for one in (origin.targets, self.target_names))
             raise ValueError(f"it was aligned to features of {was}, but those here are of {now}")
         self.state.resume(origin)
 
@@ -250,7 +250,7 @@ class Trainer:
             "args": dataclasses.asdict(self.config),
             "architecture": self.model.config,
             "codec": self.domain.identity,
-            "targets": self.made_by,
+            "targets": self.target_names,
         }
 
     def can_decode(self, log: Log) -> bool:
@@ -280,7 +280,7 @@ class Trainer:
             domains.evenly_spaced(16, self.domain.choices), device=self.ranks.device
         )
 
-    def draw(self, numbers: range) -> tuple[Tensor, Tensor]:
+    def generate(self, numbers: range) -> tuple[Tensor, Tensor]:
         """Unguided EMA samples by their numbers: uint8 (B, C, H, W), and their classes (B,)."""
         x, y = self.sample(numbers)
         return self.codec.decode(x), y

@@ -149,7 +149,7 @@ def test_time_runs_backwards_through_the_clock():
 
 def test_what_it_is_not_for_is_one_sentence():
     task = Task((263, 40), text_width=8)
-    assert create("MDM", task, depth=2, dropout=0.0).draws is False
+    assert create("MDM", task, depth=2, dropout=0.0).has_dropout is False
     for name, asked, words, sentence in (
         ("SiT-S/1", task, {}, "give --model MDM"),
         ("MDM", Task((3, 8, 8)), {}, "a model of sequences"),
