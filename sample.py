@@ -170,19 +170,8 @@ def open_checkpoint(
     found = checkpoint.read(flags.ckpt, verify=verify)
     if reads_data:
         flags = with_data(flags, found)
-    weights = found.ema if flags.weights == "ema" else found.model
-    if not weights:
-        raise InputError(f"{found.path} holds no raw weights: leave out --weights model")
+    model = model_of(flags, found)
     sample_eps = found.args.get("sample_eps") if flags.sample_eps is None else flags.sample_eps
-    architecture = found.architecture
-    if flags.pretrained:
-        if "pretrained" not in (architecture or {}):
-            raise InputError(f"--pretrained: {found.path} is whole without, leave it out")
-        architecture = architecture | {"pretrained": flags.pretrained}
-    with asked_of_user(about=str(found.path)):
-        model = models.load(
-            weights, architecture, args=found.args, reversed_time=found.reversed_time
-        )
     with asked_of_user():
         domain = domain_of(flags, found, model)
         transport = create_transport(
@@ -191,14 +180,7 @@ def open_checkpoint(
             sample_eps=sample_eps,
             time_shift=flags.time_shift or found.args.get("time_shift", 1.0),
         )
-    if flags.model:
-        with asked_of_user():
-            asked = models.architecture(flags.model)
-        stored = {name: model.config.get(name) for name in asked}
-        if isinstance(asked.get("patch_size"), int):
-            asked = asked | {"patch_size": (asked["patch_size"],) * len(model.patch)}
-        if asked != stored:
-            raise InputError(f"--model {flags.model}, but {found.path} has {stored}")
+    check_model(flags, found, model)
     with asked_of_user(about="--skip-blocks"):
         model.skip_blocks(flags.skip_blocks)
     if not of_captions and domain.text_encoder is not None:
@@ -219,6 +201,39 @@ def open_checkpoint(
     # The weights are in the network now; the optimizer's state, twice their size, is not needed.
     found = dataclasses.replace(found, model={}, ema={}, opt={}, regulariser={})
     return Opened(found, network, transport, domain)
+
+
+def model_of(flags: SampleFlags, found: Checkpoint) -> models.Denoiser:
+    """The network of a checkpoint with the weights that are asked for.
+
+    Raises:
+        InputError: the file has no such weights, or is not of a network of ours.
+    """
+    weights = found.ema if flags.weights == "ema" else found.model
+    if not weights:
+        raise InputError(f"{found.path} holds no raw weights: leave out --weights model")
+    architecture = found.architecture
+    if flags.pretrained:
+        if "pretrained" not in (architecture or {}):
+            raise InputError(f"--pretrained: {found.path} is whole without, leave it out")
+        architecture = architecture | {"pretrained": flags.pretrained}
+    with asked_of_user(about=str(found.path)):
+        return models.load(
+            weights, architecture, args=found.args, reversed_time=found.reversed_time
+        )
+
+
+def check_model(flags: SampleFlags, found: Checkpoint, model: models.Denoiser) -> None:
+    """Refuse a --model that is not the checkpoint's."""
+    if not flags.model:
+        return
+    with asked_of_user():
+        asked = models.architecture(flags.model)
+    stored = {name: model.config.get(name) for name in asked}
+    if isinstance(asked.get("patch_size"), int):
+        asked = asked | {"patch_size": (asked["patch_size"],) * len(model.patch)}
+    if asked != stored:
+        raise InputError(f"--model {flags.model}, but {found.path} has {stored}")
 
 
 def with_data(flags: SampleFlags, found: Checkpoint) -> SampleFlags:

@@ -76,15 +76,7 @@ def main() -> None:
         folder = Path(ranks.from_main(lambda: opened_folder(start)))
         if score:
             score.keep(folder)
-        log = Log(
-            folder, ranks, start=state.step, stop=config.max_steps,
-            images_per_step=config.global_batch_size, flops_per_image=needs.flops,
-            waited=lambda: feed.waited,
-        )  # fmt: skip
-        log.open_writers(dataclasses.asdict(config))
-        log.say(f"{folder}: {needs.parameters:,} parameters, {trainer.summary()}")
-        if note := slow_ema(config.ema_decay, config.max_steps):
-            log.say(note)
+        log = opened_log(folder, trainer, feed, needs)
         if method.note and state.step == 0:
             log.say(method.note)
         previews = config.sample_every and ranks.from_main(lambda: trainer.can_decode(log))
@@ -98,6 +90,21 @@ def main() -> None:
                 close(log, pulse)
                 raise
             close(log, pulse)
+
+
+def opened_log(folder: Path, trainer: Trainer, feed: Feed, needs: Needs) -> Log:
+    """The log of a run, which has said what is trained."""
+    config = trainer.config
+    log = Log(
+        folder, trainer.ranks, start=trainer.state.step, stop=config.max_steps,
+        images_per_step=config.global_batch_size, flops_per_image=needs.flops,
+        waited=lambda: feed.waited,
+    )  # fmt: skip
+    log.open_writers(dataclasses.asdict(config))
+    log.say(f"{folder}: {needs.parameters:,} parameters, {trainer.summary()}")
+    if note := slow_ema(config.ema_decay, config.max_steps):
+        log.say(note)
+    return log
 
 
 def train(

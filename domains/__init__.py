@@ -206,25 +206,13 @@ def build(
     """
     row = find(dataset_name)
     stored = None if row.own_folder else stored_latents(data_path)
-    if pretrained and "text_encoder" in row.defaults:
-        if text_encoder == texts.NONE:
-            raise InputError(
-                f"--text-encoder {texts.NONE}: --pretrained {pretrained} takes captions, leave it "
-                "out"
-            )
-        text_encoder = text_encoder or pretrained
-        vae = vae if stored else vae or pretrained
     if data_path and not row.takes_data_path:
         raise InputError(f"--dataset_name {dataset_name} needs no data: leave out --data-path")
-    own = dict(text_encoder=text_encoder, num_frames=num_frames, frame_stride=frame_stride)
-    for flag, value in own.items():
-        if value is not None and flag not in row.defaults:
-            raise InputError(
-                f"--{flag.replace('_', '-')} {value}: {dataset_name} has no {OWN[flag]}, leave it "
-                "out"
-            )
-    given = dict(image_size=image_size, num_classes=num_classes, vae=vae, **own)
-    given = {flag: value for flag, value in given.items() if value is not None}
+    given = given_flags(
+        dataset_name, row, pretrained, stored=stored is not None, image_size=image_size,
+        num_classes=num_classes, vae=vae, text_encoder=text_encoder, num_frames=num_frames,
+        frame_stride=frame_stride,
+    )  # fmt: skip
     if stored:
         return stored(
             dataset_name, **given, defaults=row.defaults | row.fixed, pretrained=pretrained,
@@ -239,6 +227,36 @@ def build(
         cache_dir=cache_dir,
         skip_corrupt=skip_corrupt,
     )
+
+
+def given_flags(
+    dataset_name: str, row: Row, pretrained: str | None, *, stored: bool, **flags: Any
+) -> dict[str, Any]:
+    """The flags that say something; of data with texts, `pretrained` says its parts.
+
+    Args:
+        stored: whether latents are, whose VAE is known.
+
+    Raises:
+        InputError: flags that do not fit the data set.
+    """
+    if pretrained and "text_encoder" in row.defaults:
+        if flags["text_encoder"] == texts.NONE:
+            raise InputError(
+                f"--text-encoder {texts.NONE}: --pretrained {pretrained} takes captions, leave it "
+                "out"
+            )
+        flags["text_encoder"] = flags["text_encoder"] or pretrained
+        if not stored:
+            flags["vae"] = flags["vae"] or pretrained
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    for flag in OWN:
+        if flag in given and flag not in row.defaults:
+            raise InputError(
+                f"--{flag.replace('_', '-')} {given[flag]}: {dataset_name} has no {OWN[flag]}, "
+                "leave it out"
+            )
+    return given
 
 
 def stored_latents(data_path: str | None) -> Create | None:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import queue
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,13 +137,11 @@ def sweep(experiment: Experiment) -> None:
         settings.append(setting)
         prepared = experiment.prepare(setting) if experiment.prepare else []
         preparations |= {step.output: step for step in prepared}
+        plan = Plan(experiment, setting, config, scoring, flags, shared)
         rows = chosen_rows(experiment.runs(setting), flags.rows)
         for seed in flags.seeds:  # a sweep that is stopped leaves whole pairs of equal seed
             for index, row in rows:
-                run = dataclasses.replace(row, seed=seed)
-                runs.append(
-                    planned(experiment, run, index, setting, config, scoring, flags, shared)
-                )
+                runs.append(planned(plan, dataclasses.replace(row, seed=seed), index))
     if flags.dry_run:
         steps = [*preparations.values(), *(step for run in runs for step in run.steps)]
         return print("\n".join(typed(step.words) for step in steps))
@@ -247,68 +245,92 @@ def scoring_of(config: TrainConfig, flags: SweepFlags) -> tuple[Scoring, list[St
     return scoring.prepared(config, flags.results)
 
 
-def planned(
-    experiment: Experiment, run: Run, index: int, setting: Setting, config: TrainConfig,
-    scoring: Scoring, flags: SweepFlags, shared: list[str],
-) -> Planned:  # fmt: skip
+@dataclass(frozen=True)
+class Plan:
+    """What all runs of an experiment have in common under one preset."""
+
+    experiment: Experiment
+    setting: Setting
+    config: TrainConfig
+    scoring: Scoring
+    flags: SweepFlags
+    shared: list[str]  # flags of train.py
+
+    def name(self, run: str) -> str:
+        return f"{self.setting.preset}-{run}"
+
+    def length(self, run: Run) -> int:
+        """In steps."""
+        return run.flags.get("max_steps", self.config.max_steps)
+
+
+def planned(plan: Plan, run: Run, index: int) -> Planned:
     """A run's folder, commands and record.
 
     Args:
         index: the row of the table.
-        shared: the flags of train.py that all runs of the preset have.
     """
-    name = f"{setting.preset}-{run.name}"
-    label = f"{name}-seed{run.seed}"
-    folder = flags.results / experiment.name / label
-    trained = folder / f"000-{run_label(config.model, label)}" / "checkpoints"
-    steps_of_run = run.flags.get("max_steps", config.max_steps)
-    ckpt = trained / f"{steps_of_run:07d}.pt"
+    label = f"{plan.name(run.name)}-seed{run.seed}"
+    folder = plan.flags.results / plan.experiment.name / label
+    trained = folder / f"000-{run_label(plan.config.model, label)}" / "checkpoints"
+    ckpt = trained / f"{plan.length(run):07d}.pt"
+    steps = [*training_steps(plan, run, folder, ckpt), *scoring_steps(plan, run, folder, ckpt)]
+    return Planned(folder, tuple(steps), record_of(plan, run, index, steps))
+
+
+def training_steps(plan: Plan, run: Run, folder: Path, ckpt: Path) -> Iterator[Step]:
+    """The run's training, after that of its parent, if it has one."""
 
     def train_words(flags: dict[str, Any], results: Path) -> list[str]:
-        words = ["train.py", *shared, *as_words(flags), "--global-seed", str(run.seed)]
-        words += ["--results-dir", str(results), "--wandb-run-name", label]
+        words = ["train.py", *plan.shared, *as_words(flags), "--global-seed", str(run.seed)]
+        words += ["--results-dir", str(results), "--wandb-run-name", folder.name]
         return [*words, "--resume", "auto"]
 
-    steps, origin = [], {}
+    gpus, origin = plan.flags.gpus_per_run, {}
     if run.parent is not None:
-        parent = folder / PARENT / ckpt.relative_to(folder).with_stem(f"{config.max_steps:07d}")
-        words = train_words(run.parent, folder / PARENT)
-        steps.append(Step("parent", under_torchrun(words, flags.gpus_per_run), parent))
+        last = f"{plan.config.max_steps:07d}"
+        parent = folder / PARENT / ckpt.relative_to(folder).with_stem(last)
+        yield Step("parent", under_torchrun(train_words(run.parent, folder / PARENT), gpus), parent)
         origin = {"fine_tune": True, "ckpt": str(parent)}
     train = train_words(run.flags | origin, folder)
     check_flags(flags_of.parse(TrainConfig, PRESETS, train[1:]))  # before days of the other rows
-    held_out = folder / "heldout.json"
-    heldout = ["-m", "evaluations.heldout", str(ckpt), "--out", str(held_out)]
+    yield Step("train", under_torchrun(train, gpus), ckpt)
+
+
+def scoring_steps(plan: Plan, run: Run, folder: Path, ckpt: Path) -> Iterator[Step]:
+    """What is measured of the trained run: held-out loss, samples and their scores, and more."""
+    experiment, setting, flags = plan.experiment, plan.setting, plan.flags
     common, real = (
         [*data_words(path), *device_words(flags)]
         for path in (setting.data_path, setting.samples_path)
     )
-    steps += [
-        Step("train", under_torchrun(train, flags.gpus_per_run), ckpt),
-        Step("heldout", [*heldout, *common], held_out),
-    ]
+    out = folder / "heldout.json"
+    heldout = ["-m", "evaluations.heldout", str(ckpt), "--out", str(out), *common]
+    yield Step("heldout", heldout, out)
     for way, own in experiment.samplings(setting).items():
-        protocol = PROTOCOL_OF.get(config.model, experiment.protocol)
+        protocol = PROTOCOL_OF.get(plan.config.model, experiment.protocol)
         sample = ["sample_ddp.py", "--protocol", protocol, "--ckpt", str(ckpt), *own]
-        sample += [*scoring.sample_words(), "--global-seed", str(run.seed)]
+        sample += [*plan.scoring.sample_words(), "--global-seed", str(run.seed)]
         sample += ["--sample-dir", str(folder), "--name", way, *common]
-        score = [*scoring.score_words(folder / f"{way}.npz", config), *device_words(flags)]
-        steps += [
-            Step(way, under_torchrun(sample, flags.gpus_per_run), folder / f"{way}.json"),
-            Step(f"{way}.score", score, folder / f"{way}.score.json"),
-        ]
+        score = plan.scoring.score_words(folder / f"{way}.npz", plan.config)
+        score = [*score, *device_words(flags)]
+        yield Step(way, under_torchrun(sample, flags.gpus_per_run), folder / f"{way}.json")
+        yield Step(f"{way}.score", score, folder / f"{way}.score.json")
     for measure, words in experiment.measures.items():
         out = folder / f"{measure}.json"
-        steps.append(Step(measure, [*words, str(trained.parent), "--out", str(out), *real], out))
-    record = {
-        "experiment": experiment.name, "reproduces": experiment.title, "preset": setting.preset,
-        "name": name, "index": index, "seed": run.seed, "flags": run.flags,
-        "max_steps": steps_of_run, "paper": run.paper, "pool": run.pool,
-        "baseline": run.baseline and f"{setting.preset}-{run.baseline}",
-        "pair": [setting.student, setting.teacher],
+        yield Step(measure, [*words, str(ckpt.parent.parent), "--out", str(out), *real], out)
+
+
+def record_of(plan: Plan, run: Run, index: int, steps: Sequence[Step]) -> dict[str, Any]:
+    """What run.json holds."""
+    return {
+        "experiment": plan.experiment.name, "reproduces": plan.experiment.title,
+        "preset": plan.setting.preset, "name": plan.name(run.name), "index": index,
+        "seed": run.seed, "flags": run.flags, "max_steps": plan.length(run), "paper": run.paper,
+        "pool": run.pool, "baseline": run.baseline and plan.name(run.baseline),
+        "pair": [plan.setting.student, plan.setting.teacher],
         "commands": [typed(step.words) for step in steps],
     }  # fmt: skip
-    return Planned(folder, tuple(steps), record)
 
 
 def prepare(steps: list[Step], results: Path) -> list[Failure]:
