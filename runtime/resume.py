@@ -3,11 +3,11 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import checkpoint
 from .checkpoint import Checkpoint
-from .config import MAY_CHANGE, TrainConfig
+from .config import MAY_CHANGE, TrainConfig, foreign_to
 from .errors import InputError
 from .files import discard_rests, write_patiently
 
@@ -96,11 +96,13 @@ def mark(folder: Path, sentence: str) -> None:
 def refuse_changes(config: TrainConfig, images: int, origin: Checkpoint) -> None:
     if config.resume_anyway:
         return
-    flags = dataclasses.asdict(config)
+    free = MAY_CHANGE | foreign_to(config.loss_type)  # public files have flags of every method
     changed = [
         f"--{name.replace('_', '-')} {origin.args[name]} -> {value}"
-        for name, value in flags.items()
-        if name not in MAY_CHANGE and name in origin.args and origin.args[name] != value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in free
+        and name in origin.args
+        and compared(name, origin.args[name]) != compared(name, value)
     ]
     if changed:
         raise InputError(
@@ -112,6 +114,12 @@ def refuse_changes(config: TrainConfig, images: int, origin: Checkpoint) -> None
             f"{origin.path} was trained on {origin.images} images, and now the data have {images}, "
             "which come in another order: give the same data, or --resume-anyway"
         )
+
+
+def compared(name: str, value: Any) -> Any:
+    """A flag's value; of pairs, which public files hold as a list and ours as it was typed, the
+    text without spaces."""
+    return str(value).replace(" ", "") if name == "multi_blocks_match" else value
 
 
 def opened_folder(start: Start) -> str:

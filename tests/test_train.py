@@ -1,5 +1,6 @@
 """train.py as a person runs it: real data, real processes, real files."""
 
+import argparse
 import json
 import os
 import resource
@@ -277,8 +278,6 @@ def test_resume_anyway_goes_on(trained, tmp_path):
 
 def test_a_public_training_checkpoint_resumes_with_its_optimizer(trained, tmp_path):
     """SiT's and LayerSync's four keys, flags in a Namespace, the step in the file's name."""
-    import argparse
-
     results, _ = trained
     content = checkpoint_of(results, 6)
     public = {key: content[key] for key in ("model", "ema", "opt")}
@@ -291,6 +290,47 @@ def test_a_public_training_checkpoint_resumes_with_its_optimizer(trained, tmp_pa
     flags = ["--ckpt", tmp_path / "0000006.pt", "--max-steps", 8, "--results-dir", theirs]
     succeed("train", *BATCH, *flags)
     assert_same_state(checkpoint_of(ours, 8), checkpoint_of(theirs, 8))
+
+
+# All that the public train.py puts into its files, under its defaults where a method is not named.
+PUBLIC = dict(
+    dataset_name="digits", results_dir="results", model="SiT-Ti/4", image_size=8, num_classes=10,
+    encoder_depth=1, gt_encoder_depth=2, epochs=1400, global_batch_size=12, global_seed=0,
+    vae="none", num_workers=4, log_every=10_000, ckpt_every=10_000, sample_every=10_000,
+    cfg_scale=4.0, reg_weight=0.2, loss_type="layer_sync", cache_dir="./cache/", wandb=False,
+    wandb_run_name="SiT-Training", multi_blocks_match=[], ckpt=None, fine_tune=False,
+    path_type="Linear", prediction="velocity", loss_weight=None, sample_eps=None, train_eps=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "flags, words, changed",
+    [
+        ({}, [], "--reg-weight 0.5"),
+        ({}, [], "--gt-encoder-depth 3"),
+        ({"loss_type": "vanilla"}, ["--loss-type", "vanilla"], "--global-seed 1"),
+        (
+            {"loss_type": "multiple_sync", "multi_blocks_match": [(1, 2), (1, 3)]},
+            ["--loss-type", "multiple_sync", "--multi-blocks-match", "[(1,2),(1,3)]"],
+            "--multi-blocks-match [(1,3)]",
+        ),
+    ],
+)
+def test_a_public_run_of_each_method_resumes_under_its_own_flags(
+    trained, tmp_path, flags, words, changed
+):
+    results, _ = trained
+    content = checkpoint_of(results, 6)
+    public = {key: content[key] for key in ("model", "ema", "opt")}
+    public["args"] = argparse.Namespace(**PUBLIC | flags)
+    torch.save(public, tmp_path / "0000006.pt")
+    resume = [*BATCH, *words, "--ckpt", tmp_path / "0000006.pt", "--max-steps", 7]
+    resume += ["--results-dir", tmp_path / "results"]
+    said = refused("train", *resume, *changed.split())
+    name, value = changed.split()
+    assert f"({name} " in said and f" -> {value})" in said, "and no other"
+    succeed("train", *resume)
+    assert checkpoint_of(tmp_path / "results", 7)["train_steps"] == 7
 
 
 def test_fine_tuning_starts_from_the_ema_with_other_classes_and_sizes(trained, tmp_path):
