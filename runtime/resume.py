@@ -53,7 +53,7 @@ def starting_point(config: TrainConfig, images: int) -> Start:
     fresh = checkpoint.new_run(results, label)
     if config.ckpt is None:
         return Start(str(fresh), None, resumes=False)
-    origin, damaged = given(Path(config.ckpt))
+    origin, damaged = given(Path(config.ckpt).absolute())  # a bare name is of a run, too
     if config.fine_tune:
         return Start(str(fresh), str(origin.path), resumes=False)
     refuse_changes(config, images, origin)

@@ -276,6 +276,17 @@ def test_resume_anyway_goes_on(trained, tmp_path):
     assert checkpoint_of(tmp_path, 7)["opt"]["param_groups"][0]["lr"] == 0.1, "the flag counts"
 
 
+@pytest.mark.parametrize("asked", ["0000006.pt", "."])
+def test_a_run_goes_on_from_among_its_own_checkpoints(trained, tmp_path, monkeypatch, asked):
+    results, _ = trained
+    shutil.copytree(results, tmp_path / "results")
+    (folder,) = (tmp_path / "results").iterdir()
+    monkeypatch.chdir(folder / "checkpoints")
+    succeed("train", *BATCH, "--ckpt", asked, "--max-steps", 7)
+    assert checkpoint.files_of(folder)[-1].name == "0000007.pt"
+    assert not Path("results").exists(), "no new run"
+
+
 def test_a_public_training_checkpoint_resumes_with_its_optimizer(trained, tmp_path):
     """SiT's and LayerSync's four keys, flags in a Namespace, the step in the file's name."""
     results, _ = trained

@@ -249,6 +249,7 @@ def open_subject(flags: SubjectFlags, device: torch.device) -> Subject:
 
 def home(ckpt: Path) -> Path:
     """Where an evaluation of features writes what it finds, unless --out says else."""
+    ckpt = ckpt.absolute()  # a bare name is of a run, too
     if ckpt.parent.name == "checkpoints":
         return ckpt.parent.parent / "representation" / ckpt.stem
     return Path("representation") / f"{ckpt.parent.name}-{ckpt.stem}"

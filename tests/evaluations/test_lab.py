@@ -2,12 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from evaluations.features.study import home
 from tests.commands import call, refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, picture_folder, save_checkpoint
 
@@ -48,6 +50,13 @@ def test_probes_of_every_block_are_written_beside_the_run(runs):
     assert np.all(np.array(found["best_epoch"]) >= found["accuracy"])
     assert 0.3 < max(found["accuracy"]) < 1 and 0.3 < max(found["knn"]) <= 1
     assert f"{np.mean(found['accuracy']):.2%}" in said and "the best block is" in said
+
+
+def test_a_checkpoint_named_from_among_its_own_is_of_its_run(tmp_path, monkeypatch):
+    folder = tmp_path / "000-SiT-small" / "checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert home(Path("0000010.pt")) == folder.parent / "representation" / "0000010"
 
 
 def test_blocks_that_are_left_out_tell_what_is_before_them(runs, tmp_path):
