@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import secrets
 import sys
 import time
@@ -211,7 +212,8 @@ class Wandb:
                 file.write(secrets.token_hex(4).encode())
         try:
             self.run = wandb.init(
-                project="LayerSync",  # WANDB_PROJECT and WANDB_ENTITY are read by wandb itself
+                # An argument beats the environment; WANDB_ENTITY is read by wandb itself.
+                project=os.environ.get("WANDB_PROJECT", "LayerSync"),
                 name=folder.name,
                 id=id_file.read_text(),
                 resume="allow",

@@ -15,7 +15,7 @@ from runtime.distributed import Ranks
 from runtime.ema import EMA
 from runtime.errors import InputError, sentence_of
 from runtime.files import atomic_write, locked, retried
-from runtime.log import Log, cut_after, readable
+from runtime.log import Log, Wandb, cut_after, readable
 from runtime.npz import Blocks
 from runtime.random import generator, seed_of
 from runtime.resume import Start, opened_folder
@@ -85,6 +85,33 @@ def test_other_errors_are_left_as_they_are():
         with pytest.raises(type(error)) as caught:
             retried(lambda error=error: (_ for _ in ()).throw(error), "f")
         assert caught.value is error and str(error) in ("shapes differ", "no such model on the hub")
+
+
+@pytest.fixture
+def wandb_was_told(monkeypatch):
+    """What every opening of a run tells wandb, which answers nothing."""
+    wandb, told = pytest.importorskip("wandb"), []
+    monkeypatch.setattr(wandb, "init", lambda **asked: told.append(asked))
+    return told
+
+
+def test_every_run_folder_is_a_run_of_its_own_in_wandb(tmp_path, wandb_was_told):
+    one, other = tmp_path / "000-SiT-same-name", tmp_path / "001-SiT-same-name"
+    for folder in (one, other):
+        folder.mkdir()
+    for folder in (one, other, one):  # which is resumed
+        Wandb(folder, {})
+    first, second, resumed = (asked["id"] for asked in wandb_was_told)
+    assert first == resumed != second
+    assert {asked["resume"] for asked in wandb_was_told} == {"allow"}
+
+
+def test_the_project_in_wandb_is_the_users(tmp_path, wandb_was_told, monkeypatch):
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    Wandb(tmp_path, {})
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    Wandb(tmp_path, {})
+    assert [asked["project"] for asked in wandb_was_told] == ["LayerSync", "mine"]
 
 
 def test_seeds_of_near_keys_are_unrelated():
