@@ -122,7 +122,8 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
     if "args" not in content and MDM_WEIGHTS in plain_names(averaged(content), path):
         content = mdm_content(content, path)
     args = part_of(content, "args")
-    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    public = isinstance(args, argparse.Namespace)
+    args = vars(args) if public else args
     parts = {"args": args}
     for name in ("opt", "regulariser", "codec", "targets", "guard"):
         parts[name] = part_of(content, name)
@@ -135,6 +136,10 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
     for name, ours in REPA_NAMES.items():
         if isinstance(args.get(name), str):
             args[name] = ours.get(args[name], args[name])
+    # SiT's create_transport, and LayerSync's, put 0 in their place where nothing is divided by.
+    velocity = args.get("prediction", "velocity") == "velocity"
+    if public and velocity and args.get("path_type") != "VP":
+        args.update(train_eps=None, sample_eps=None)
     ema = averaged(content)
     return Checkpoint(
         path=path,

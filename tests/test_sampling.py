@@ -20,6 +20,7 @@ from PIL import Image
 
 import models
 import sample_ddp
+from runtime import checkpoint
 from runtime.random import SampleStreams
 from tests.commands import ROOT, call, launch, launched, refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, picture_folder
@@ -372,6 +373,29 @@ def test_every_public_layout_samples(tmp_path, perturb, tiny_vae):
     assert np.abs(pictures["half"].astype(int) - first).mean() < 2
     assert np.array_equal(pictures["repa"], pictures["repa-stripped"])
     assert not np.array_equal(pictures["repa"], first), "its time runs the other way"
+
+
+@pytest.mark.parametrize(
+    "kind, flags, used",
+    [
+        (argparse.Namespace, {}, 0.0),
+        (argparse.Namespace, {"path_type": "GVP", "prediction": "velocity"}, 0.0),
+        (argparse.Namespace, {"path_type": "VP", "prediction": "velocity"}, 0.01),
+        (argparse.Namespace, {"path_type": "Linear", "prediction": "noise"}, 0.01),
+        (dict, {}, 0.01),  # ours obeys the flag
+    ],
+)
+def test_epsilons_that_public_code_was_given_and_ignored_are_ignored(
+    tmp_path, ckpt, kind, flags, used
+):
+    content = torch.load(ckpt, weights_only=True)
+    content["args"] = kind(**content["args"], **flags, train_eps=0.02, sample_eps=0.01)
+    path = tmp_path / "0000042.pt"
+    torch.save(content, path)
+    assert checkpoint.read(path).args["train_eps"] == (0.02 if used else None)
+    words = ["--sampling-method", "euler", "--num-sampling-steps", 2, "--num-fid-samples", 1]
+    succeed("sample_ddp", "ODE", "--ckpt", path, *words, "--sample-dir", tmp_path)
+    assert protocol_of(tmp_path)["sampler"]["sample_eps"] == used
 
 
 def damaged(folder: Path, ckpt: Path) -> dict[str, tuple[Path, str]]:
