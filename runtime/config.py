@@ -116,6 +116,8 @@ class TrainConfig(TransportFlags):
     lr: float = 1e-4  # AdamW, constant
     lr_warmup: int = 0  # steps over which the learning rate grows to --lr
     weight_decay: float = 0.0  # of AdamW
+    adam_beta1: float = 0.9  # of AdamW: the gradient's running mean
+    adam_beta2: float = 0.999  # of AdamW: its square's
     clip_grad_norm: float = 0.0  # largest gradient norm; 0: no clipping
     max_skipped: int = 10  # steps in a row that may be skipped as not finite; more: roll back
     spike_sigma: float = 0.0  # skip a loss this many running deviations above its mean; 0: none
@@ -358,6 +360,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "velocity_warmup": (0, MOST), "sra_epoch_steps": (0, MOST),
     "epochs": (1, MOST), "max_steps": (1, MOST), "global_batch_size": (1, MOST),
     "grad_accum": (1, MOST), "lr": (0, 1e38), "lr_warmup": (0, MOST), "weight_decay": (0, 1e6),
+    "adam_beta1": (0, 0.999999), "adam_beta2": (0, 0.999999),
     "clip_grad_norm": (0, 1e30), "max_skipped": (0, MOST), "spike_sigma": (0, 1e6),
     "hang_timeout": (0, 1e9), "ema_decay": (0, 1), "class_dropout_prob": (0, 1),
     "global_seed": (-MOST, MOST), "seed": (-MOST, MOST), "cfg_scale": (0, 1e6),

@@ -26,7 +26,8 @@ class TrainState:
 
     def __init__(
         self, model: nn.Module, ema: EMA, regulariser: nn.Module, *,
-        lr: float, weight_decay: float, clip: float, spike_sigma: float = 0.0, warmup: int = 0,
+        lr: float, weight_decay: float, clip: float, betas: tuple[float, float] = (0.9, 0.999),
+        spike_sigma: float = 0.0, warmup: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.ema, self.regulariser = model, ema, regulariser
         self.clip, self.lr, self.warmup = clip, lr, warmup
@@ -35,7 +36,9 @@ class TrainState:
         if heads := list(regulariser.parameters()):  # their authors do not decay them
             groups.append({"params": heads, "weight_decay": 0.0})
         # One kernel over all parameters: a third of the time of torch's default on a CPU.
-        self.opt = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+        self.opt = torch.optim.AdamW(
+            groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+        )
         self.guard = Guard(self.parameters[0].device, spike_sigma)
         self.step = 0
 

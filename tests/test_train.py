@@ -468,6 +468,25 @@ def test_clipping_bounds_the_update_and_logs_the_norm_before_it(tmp_path):
     assert sum((s["exp_avg"] * 10).square().sum() for s in free.values()).sqrt() > 1e-2
 
 
+def test_the_betas_are_adamws_and_part_of_what_a_resume_compares(trained, tmp_path):
+    betas = ["--adam-beta1", 0.5, "--adam-beta2", 0.75]
+    succeed("train", *BATCH, *betas, "--max-steps", 1, "--results-dir", tmp_path / "new")
+    fresh = checkpoint_of(tmp_path / "new", 1)
+    assert fresh["opt"]["param_groups"][0]["betas"] == (0.5, 0.75)
+
+    results, _ = trained
+    content = checkpoint_of(results, 6)
+    resume = ["--max-steps", 7, "--results-dir", tmp_path / "old", "--ckpt", tmp_path / "6.pt"]
+    torch.save(content, tmp_path / "6.pt")
+    said = refused("train", *BATCH, *betas, *resume)
+    assert "(--adam-beta1 0.9 -> 0.5; --adam-beta2 0.999 -> 0.75)" in said
+    for name in ("adam_beta1", "adam_beta2"):  # of before there were these flags
+        del content["args"][name]
+    torch.save(content, tmp_path / "6.pt")
+    succeed("train", *BATCH, *resume)
+    assert checkpoint_of(tmp_path / "old", 7)["opt"]["param_groups"][0]["betas"] == (0.9, 0.999)
+
+
 def test_unconditional_training(tmp_path):
     succeed("train", *BATCH, "--num-classes", 0, "--max-steps", 2, "--results-dir", tmp_path)
     assert not any("y_embedder" in name for name in checkpoint_of(tmp_path, 2)["model"])
@@ -518,6 +537,7 @@ def test_a_killed_run_goes_on_exactly_where_its_last_checkpoint_was(tmp_path):
         ("--keep-last -1", ["--keep-last -1", "0 or more"]),
         ("--lr nan", ["--lr nan"]),
         ("--clip-grad-norm -1", ["--clip-grad-norm -1"]),
+        ("--adam-beta2 1", ["--adam-beta2 1", "0 to 0.999999"]),
         ("--max-skipped -1", ["--max-skipped -1"]),
         ("--spike-sigma nan", ["--spike-sigma nan"]),
         ("--hang-timeout -1", ["--hang-timeout -1"]),

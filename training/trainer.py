@@ -71,7 +71,8 @@ class Trainer:
         self.state = TrainState(
             model, ema, self.regulariser or nn.Identity(),
             lr=config.lr, weight_decay=config.weight_decay, clip=config.clip_grad_norm,
-            spike_sigma=config.spike_sigma, warmup=config.lr_warmup,
+            betas=(config.adam_beta1, config.adam_beta2), spike_sigma=config.spike_sigma,
+            warmup=config.lr_warmup,
         )  # fmt: skip
 
     def step(self, batches: Iterator[domains.Batch]) -> dict[str, Tensor]:
