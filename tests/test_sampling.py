@@ -376,6 +376,26 @@ def test_every_public_layout_samples(tmp_path, perturb, tiny_vae):
 
 
 @pytest.mark.parametrize(
+    "args, words, model, begins",
+    [
+        ({}, [], None, "SiT-w-cfg-"),
+        ({}, ["--model", "SiT-S/8"], "SiT-S/8", "SiT-S-8-w-cfg-"),
+        ({"model": "SiT-mine"}, ["--model", "SiT-S/8"], "SiT-mine", "SiT-mine-w-cfg-"),
+    ],
+)
+def test_weights_that_do_not_name_their_model_go_by_the_flag(
+    tmp_path, tiny_vae, args, words, model, begins
+):
+    weights = models.SiT_models["SiT-S/8"](input_size=16, num_classes=10).state_dict()
+    torch.save({"ema": weights, "args": args}, tmp_path / "w.pt")
+    words = ["--ckpt", tmp_path / "w.pt", "--vae", tiny_vae, "--image-size", 32, *words]
+    words += ["--sampling-method", "euler", "--num-sampling-steps", 2, "--num-fid-samples", 1]
+    succeed("sample_ddp", "ODE", *words, "--sample-dir", tmp_path)
+    assert npz_of(tmp_path).name.startswith(begins)
+    assert protocol_of(tmp_path)["checkpoint"]["model"] == model
+
+
+@pytest.mark.parametrize(
     "kind, flags, used",
     [
         (argparse.Namespace, {}, 0.0),
