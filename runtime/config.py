@@ -287,7 +287,9 @@ class NpzFlags(SampleFlags):
     sample_dir: str = "samples"  # where {name}.npz and its protocol JSON go
     name: str | None = None  # of the files; None: checkpoint, sampler and a hash of the protocol
     pngs: bool = False  # also write {index:06d}.png in a folder
-    legacy_seeds: bool = False  # SiT's seed * world + rank and batch-wide error norm; no resuming
+    # SiT's seed * world + rank and batch-wide error norm; no resuming. Its very draws for an ODE on
+    # GPUs; for an SDE, or on a CPU, its code draws initial weights from the same stream first
+    legacy_seeds: bool = False
 
 
 @dataclass(frozen=True)
