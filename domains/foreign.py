@@ -36,6 +36,7 @@ class RepaFolder:
     moments of sd-vae-ft-mse, its default, times 0.18215.
     """
 
+    mirrors = False
     decodes = True  # a file per image
     default_vae = "mse"
 
@@ -141,6 +142,7 @@ class LightningDiTShards:
     AutoencoderKL, without which there are no pictures, and 16 pixels per latent are assumed.
     """
 
+    mirrors = True
     decodes = False
 
     def __init__(self, data_path: str | None, image_size: int | None) -> None:

@@ -145,6 +145,7 @@ def both_flips(codec: Codec, raw: Tensor) -> Tensor:
 class MomentStore:
     """A finished store as a LatentSource."""
 
+    mirrors = True
     decodes = False  # a gather from memory maps
 
     def __init__(self, data_path: str, image_size: int | None = None) -> None:

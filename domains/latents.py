@@ -34,6 +34,7 @@ class LatentSource(Protocol):
     shape: tuple[int, ...]  # the model's input (C, h, w)
     image_size: int  # pixels of the images that were encoded
     num_classes: int  # opens the labels
+    mirrors: bool  # whether mirror images are stored, too
     decodes: bool  # see DataSet
 
     def __len__(self) -> int: ...
@@ -43,6 +44,9 @@ class LatentSource(Protocol):
 
     def gather(self, index: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is stored of the images or of their mirror images (B, ...), and classes (B,).
+
+        Args:
+            flipped: bool (B,), nowhere true without `mirrors`.
 
         Raises:
             Unreadable: a file of the batch is damaged.
@@ -67,7 +71,8 @@ class LatentSet(torch.utils.data.Dataset):
     """Whole batches out of a LatentSource."""
 
     def __init__(self, source: LatentSource, *, labeled: bool, hflip: bool) -> None:
-        self.source, self.labeled, self.hflip = source, labeled, hflip
+        self.source, self.labeled = source, labeled
+        self.hflip = hflip and source.mirrors
         self.decodes = source.decodes
 
     def __len__(self) -> int:
@@ -200,6 +205,7 @@ class Synthetic:
 
     called = "--dataset_name synthetic"
     num_classes = 1000
+    mirrors = False
     decodes = False
     distinct = 1024  # moments in memory; index i is number i modulo this
 

@@ -55,8 +55,10 @@ def test_repas_folder_is_read_in_its_own_order(repa, inner):
 
 
 def test_repa_trains_without_mirror_images(repa):
+    """And says so: features of a mirror image would be no features of these latents."""
     folder, moments = repa
-    assert np.array_equal(all_of(build(folder), seed=1).raw, moments)
+    batch = all_of(build(folder), seed=1)
+    assert np.array_equal(batch.raw, moments) and not batch.flipped.any()
 
 
 def test_repas_moments_become_inputs_as_in_its_sample_posterior(repa):
@@ -172,6 +174,7 @@ def test_lightningdits_shards_are_read_as_one_with_both_flips(lightning, seed, a
     domain = build(folder, "lightningdit")
     batch = all_of(domain, seed)
     assert batch.raw.equal(content[array]) and batch.y.equal(content["labels"])
+    assert batch.flipped.tolist() == [bool(seed)] * 7
     assert domain.shape == (3, 2, 2) and domain.raw_shape == (3, 32, 32)
     assert domain.num_classes == 4 and domain.guided_channels is None
 

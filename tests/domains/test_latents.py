@@ -61,6 +61,7 @@ def test_a_batch_is_what_was_stored_of_its_images_and_their_flips(folder, conten
     expected = moments[draws.index, draws.seed % 2]
     assert batch.raw.dtype == torch.float16 and batch.raw.equal(expected)
     assert batch.y.equal(labels[draws.index]) and batch.index.tolist() == draws.index.tolist()
+    assert np.array_equal(batch.flipped, draws.flipped)
     assert 0 < draws.flipped.sum() < 40 and batch.problems == []
     plain = opened(folder).train_set(augment=False).__getitems__(draws)
     assert plain.raw.equal(moments[draws.index, 0])
