@@ -149,9 +149,10 @@ def train(
             with aside("telemetry"):
                 found = trainer.telemetry()
                 log.row(done, "telemetry", found)
-                first = first_telemetry(log)
-                for alarm in alarms(found, first, done) if trainer.reg_weight(done) else ():
-                    log.say(f"warning: {alarm}")
+                first, saturates = first_telemetry(log), trainer.regulariser.saturates
+                if trainer.reg_weight(done):
+                    for alarm in alarms(found, first, done, saturates=saturates):
+                        log.say(f"warning: {alarm}")
         if score and (last or done % config.score_every == 0):
             with aside("scores"):  # before the save: a run that dies between them scores again
                 log.row(done, "scores", score(trainer.generate), **score.facts())

@@ -46,6 +46,8 @@ class Dispersive(Regulariser):
         ValueError: a block below 1 or a temperature that is not positive.
     """
 
+    saturates = True
+
     def __init__(
         self,
         block: int,

@@ -77,7 +77,9 @@ def gradient_ratio(term: Tensor, loss: Tensor, parameters: Iterable[Tensor]) -> 
 FALLEN = 0.1  # a share of the first value that is seen
 
 
-def alarms(now: dict[str, float], first: dict[str, float], step: int) -> list[str]:
+def alarms(
+    now: dict[str, float], first: dict[str, float], step: int, *, saturates: bool = False
+) -> list[str]:
     """What to tell people of `Regulariser.telemetry` and of the ratio of both terms' gradients.
 
     A teacher has collapsed if its tokens' rank is below 2, or its rank or norm below a tenth of
@@ -88,6 +90,7 @@ def alarms(now: dict[str, float], first: dict[str, float], step: int) -> list[st
 
     Args:
         now, first: means over the ranks, of this sample and of the run's first.
+        saturates: `Regulariser.saturates`; a ratio of nil is no alarm then.
     """
     found = []
     for name, value in now.items():
@@ -97,7 +100,7 @@ def alarms(now: dict[str, float], first: dict[str, float], step: int) -> list[st
         if name.startswith("teacher_norm") and (value < 1e-3 or value < FALLEN * before):
             found.append(f"{name} is {value:.1e}, {before:.1e} at first: the teacher collapses")
     ratio = "unit_ratio" if "unit_ratio" in now else "grad_ratio"
-    if step > IDENTITY and now.get(ratio, 1.0) <= 1e-6:
+    if not saturates and step > IDENTITY and now.get(ratio, 1.0) <= 1e-6:
         found.append(f"{ratio} is nil: the regulariser moves nothing")
     if odd := [name for name, value in now.items() if not math.isfinite(value)]:
         found.append(f"not finite: {', '.join(odd)}: features or gradients have overflowed")

@@ -197,6 +197,16 @@ def test_dispersive_as_its_paper_has_it_is_at_a_quarter_of_the_depth():
         assert (config.encoder_depth, config.reg_weight, config.disp_tau) == (block, 0.5, 0.5)
 
 
+@pytest.mark.parametrize(("name", "warns"), [("dispersive", False), ("layer_sync", True)])
+def test_a_term_at_its_bound_is_nothing_to_warn_of(tmp_path, flags_of, name, warns, monkeypatch):
+    """Dispersive comes to rest there within a few steps, as its authors say."""
+    nil = {"grad_ratio": 0.0, "unit_ratio": 0.0}
+    monkeypatch.setattr(training.Trainer, "telemetry", lambda trainer: nil)
+    words = ["--max-steps", 12, "--telemetry-every", 12, "--results-dir", tmp_path]
+    said = succeed("train", *flags_of(name), *words).out
+    assert ("moves nothing" in said) == warns
+
+
 def test_features_are_of_the_image_and_of_its_mirror_image(features, monkeypatch):
     domain = domains.build("digits")
     store = FeatureStore(str(features), domain)
