@@ -41,7 +41,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """What figures depend on, as plain data: device, power limit, clock, versions, commit."""
+    """What figures depend on, as plain data: device, power limit, clocks, versions, commit."""
     found: dict[str, Any] = {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -59,7 +59,9 @@ def facts(device: torch.device) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
             "power_limit": said_by(*query, "--query-gpu=power.limit"),
-            "sm_clock": said_by(*query, "--query-gpu=clocks.max.sm"),
+            # What it runs at, right after the work, and could at most: less is throttled.
+            "sm_clock": said_by(*query, "--query-gpu=clocks.sm"),
+            "sm_clock_max": said_by(*query, "--query-gpu=clocks.max.sm"),
         }
     return found
 

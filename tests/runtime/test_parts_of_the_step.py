@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from models import SiT
-from runtime import checkpoint
+from runtime import checkpoint, hardware
 from runtime.distributed import Ranks
 from runtime.ema import EMA
 from runtime.errors import InputError, LocalError
@@ -112,6 +112,15 @@ def test_the_attention_kernel_is_named_and_an_impossible_one_is_refused():
 def test_the_peak_of_an_unknown_device_is_not_guessed():
     assert peak_flops(CPU) is None
     assert {"device", "torch", "commit"} <= facts(CPU).keys()
+
+
+def test_figures_of_a_gpu_tell_a_throttled_clock_from_its_highest(monkeypatch):
+    said = {"--query-gpu=clocks.sm": "1200 MHz", "--query-gpu=clocks.max.sm": "1980 MHz"}
+    monkeypatch.setattr(hardware, "said_by", lambda *words: said.get(words[-1]))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
+    found = facts(torch.device("cuda", 0))
+    assert (found["sm_clock"], found["sm_clock_max"]) == ("1200 MHz", "1980 MHz")
 
 
 class Item(NamedTuple):
