@@ -27,7 +27,7 @@ class StepFlags(MeasureFlags):
 
 
 LEAST = {"batch": 1, "grad_accum": 1}
-NEVER = 2**40  # no log line, so no gradient norm, in a measured step
+NEVER = 2**40  # the run does not end, nor is a log line asked for, in a measured step
 
 
 def one_process(device: str) -> Ranks:
