@@ -47,6 +47,7 @@ class Flags:
     extractor: str | None = None  # classifier:FILE, timm:MODEL or inception: pooled features
     encoder: str | None = None  # a vision transformer of timm: its patch tokens
     grid: int = 16  # tokens along a side, as many as the model's
+    flip: bool = True  # tokens of mirror images, too; half the size without, for --no-hflip
     weights: Path | None = None  # their file; None: where each looks by itself
     data_path: str | None = None  # folder of the data, where it is local
     image_size: int | None = None  # pixels; None: the data set's
@@ -78,7 +79,7 @@ def main() -> None:
     with atomic_write(flags.out / VALUES) as file:
         shape = write_values(file, seer, images, flags, ranks.device)
     card = Card(
-        count=len(images), flips=2, shape=shape, data_set=images_behind(domain),
+        count=len(images), flips=1 + flags.flip, shape=shape, data_set=images_behind(domain),
         made_by=seer.made_by,
     )  # fmt: skip
     write_json(flags.out / CARD, dataclasses.asdict(card))  # last: with a card it is complete
@@ -91,10 +92,15 @@ def seer_of(flags: Flags, rate: int | None, device: torch.device) -> Seer:
         rate: of the data, where these are sounds.
 
     Raises:
-        InputError: not exactly one of --extractor and --encoder, or no weights.
+        InputError: not exactly one of --extractor and --encoder, or no weights; --no-flip for
+            vectors, which would then count for mirror images, too.
     """
     if (flags.extractor is None) == (flags.encoder is None):
         raise InputError("give --extractor for vectors or --encoder for tokens, one of them")
+    if flags.extractor and not flags.flip:
+        raise InputError(
+            "--no-flip is for the tokens of --encoder: leave it out, vectors are small"
+        )
     if flags.extractor:
         extractor = open_extractor(flags.extractor, device, weights=flags.weights)
         check_rate(extractor, rate, flags.data)
@@ -109,7 +115,7 @@ def seer_of(flags: Flags, rate: int | None, device: torch.device) -> Seer:
 def write_values(
     file: IO[bytes], seer: Seer, images: domains.DataSet, flags: Flags, device: torch.device
 ) -> tuple[int, ...]:
-    """The array (N, 2, *shape), float16, as a .npy, a batch at a time; its shape per image.
+    """The array (N, flips, *shape), float16, as a .npy, a batch at a time; its shape per image.
 
     Raises:
         LocalError: a corrupt image, or features that are not finite in float16.
@@ -117,13 +123,14 @@ def write_values(
     batches = read(images, range(len(images)), flags.batch_size, device, workers=flags.num_workers)
     shape: tuple[int, ...] | None = None
     for batch in tqdm(batches, unit="batch", total=-(-len(images) // flags.batch_size)):
-        both = (batch, batch._replace(raw=batch.raw.flip(-1)))
-        values = torch.stack([seer.look(one) for one in both], dim=1).half().cpu().numpy()
+        seen = [batch, batch._replace(raw=batch.raw.flip(-1))][: 1 + flags.flip]
+        values = torch.stack([seer.look(one) for one in seen], dim=1).half().cpu().numpy()
         if not np.isfinite(values).all():
             raise LocalError(f"{seer.made_by} gives features that are not finite in float16")
         if shape is None:
             shape = values.shape[2:]
-            header = {"descr": "<f2", "fortran_order": False, "shape": (len(images), 2, *shape)}
+            whole = (len(images), *values.shape[1:])
+            header = {"descr": "<f2", "fortran_order": False, "shape": whole}
             np.lib.format.write_array_header_1_0(file, header)
         file.write(values.astype("<f2").tobytes())
     return shape

@@ -70,7 +70,7 @@ def external(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[Trai
     """Features that were stored before: any number of targets, each at its block."""
     asked = targets_of(config.targets)
     config = settled(config, reg_weight=0.5)
-    stored = StoredTargets([folder for _, folder, _ in asked], domain)
+    stored = StoredTargets([folder for _, folder, _ in asked], domain, config.hflip)
     for store in stored.stores:
         check_tokens(store, model)
     alignment = Alignment(

@@ -27,7 +27,8 @@ class Card:
     """
 
     count: int  # images
-    flips: int  # 2: of the image and of its mirror image; 1: the same for both
+    # 2: of the image and of its mirror image; 1: of the image, and a vector (a caption's) of both
+    flips: int
     shape: tuple[int, ...]  # (Z,) or (N, Z)
     data_set: str | None  # Source.fingerprint of the images; None: not known, and not checked
     made_by: str  # name and SHA-256 of the network
@@ -41,11 +42,15 @@ class Card:
 class FeatureStore:
     """A folder of features.
 
+    Args:
+        hflip: whether images are mirrored, where the domain does that.
+
     Raises:
-        InputError: no such folder, damaged, or features of other images.
+        InputError: no such folder, damaged, or features of other images; tokens of images alone
+            for a run that mirrors them.
     """
 
-    def __init__(self, folder: str, domain: Domain) -> None:
+    def __init__(self, folder: str, domain: Domain, hflip: bool = True) -> None:
         path = Path(folder)
         try:
             content = json_of(path / CARD)
@@ -67,11 +72,17 @@ class FeatureStore:
                 f"{folder} has features of other images than --dataset_name {domain.name}: make "
                 "them again with methods.features"
             )
-        count = len(domain.train_set())
-        if count != self.card.count:
+        images = domain.train_set(augment=hflip)
+        if len(images) != self.card.count:
             raise InputError(
                 f"{folder} has features of {self.card.count} images, but --dataset_name "
-                f"{domain.name} has {count}"
+                f"{domain.name} has {len(images)}"
+            )
+        mirrors = getattr(images, "hflip", False)  # sound and motion know no mirror image
+        if mirrors and self.card.kind == "tokens" and self.card.flips == 1:
+            raise InputError(
+                f"{folder} has no tokens of mirror images: train with --no-hflip, or make it again "
+                "without --no-flip"
             )
         self.folder, self.width, self.kind = folder, self.card.shape[-1], self.card.kind
 
@@ -95,8 +106,8 @@ class FeatureStore:
 class StoredTargets:
     """The features of a batch's images out of several stores."""
 
-    def __init__(self, folders: list[str], domain: Domain) -> None:
-        self.stores = [FeatureStore(folder, domain) for folder in folders]
+    def __init__(self, folders: list[str], domain: Domain, hflip: bool) -> None:
+        self.stores = [FeatureStore(folder, domain, hflip) for folder in folders]
         self.identity = [store.card.made_by for store in self.stores]
 
     def attach(self, batch: Batch) -> Batch:

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import domains
 import training
@@ -389,6 +390,30 @@ def test_tokens_of_another_grid_are_refused(features, encoder, tmp_path):
     said = refused("train", *TINY, "--loss-type", "external", *words)
     assert "has 9 tokens per image, and the model 4" in said and "--grid 2" in said
     assert not (tmp_path / "results").exists()
+
+
+def test_tokens_of_images_alone_are_for_runs_that_mirror_none(encoder, tmp_path):
+    """Of REPA's recipe on ImageNet half a terabyte instead of one."""
+    pixels = np.random.RandomState(0).randint(0, 255, (12, 8, 8, 3), dtype=np.uint8)
+    (tmp_path / "images" / "only").mkdir(parents=True)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "images" / "only" / f"{number:02d}.png")
+    data = ["--data-path", tmp_path / "images", "--image-size", 8]
+    made = ["folder", *data, "--encoder", ENCODER, "--weights", encoder, "--grid", 2]
+    made += ["--num-workers", 0]
+    for store, words in (("both", []), ("alone", ["--no-flip"])):
+        succeed("methods.features", *made, *words, "--device", "cpu", "--out", tmp_path / store)
+    both, alone = (np.load(tmp_path / store / "features.npy") for store in ("both", "alone"))
+    assert alone.shape == (12, 1, 4, 192) and np.array_equal(alone[:, 0], both[:, 0])
+
+    target = f"[(2, {str(tmp_path / 'alone')!r}, 1.0)]"
+    train = [*TINY, "--dataset_name", "folder", *data, "--vae", "none", "--max-steps", 1]
+    train += ["--loss-type", "external", "--targets", target, "--results-dir", tmp_path / "results"]
+    said = refused("train", *train)
+    assert "alone has no tokens of mirror images: train with --no-hflip, or" in said
+    succeed("train", *train, "--no-hflip")
+    vectors = ["folder", *data, "--extractor", "inception", "--no-flip", "--out", tmp_path / "x"]
+    assert "--no-flip is for the tokens of --encoder" in refused("methods.features", *vectors)
 
 
 def test_a_run_without_projectors_is_not_resumed_with_them(tmp_path, flags_of):
