@@ -75,8 +75,16 @@ SSV2 = dict(
     wandb_run_name="ssv2",
 )
 
-# REPA's recipe, which SRA and REED share: ImageNet 256 by another VAE, clipped, not mirrored.
-AS_REPA = dict(model="SiT-XL/2", vae="mse", clip_grad_norm=1.0, hflip=False)
+# REPA's recipe, which SRA and REED share: ImageNet 256 by another VAE, clipped, not mirrored. Where
+# theirs is in float16, with a scaled loss, it is bfloat16. They sample with --vae ema.
+AS_REPA = dict(
+    model="SiT-XL/2",
+    vae="mse",
+    learn_sigma=False,
+    clip_grad_norm=1.0,
+    hflip=False,
+    precision="bf16",
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     # ImageNet 256; behind each row the paper's FID under --protocol paper-ode unless it says else.

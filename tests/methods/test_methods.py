@@ -352,6 +352,7 @@ def test_the_authors_own_recipes_are_presets(preset):
         config.loss_type == {"repa-run": "repa", "sra-run": "sra", "reed-run": "external"}[preset]
     )
     assert (config.clip_grad_norm, config.hflip, config.vae) == (1.0, False, "mse")
+    assert (config.learn_sigma, config.precision) == (False, "bf16")
     assert parsed("--loss-type", "layer_sync").reg_weight is None
 
 
