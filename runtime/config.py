@@ -216,7 +216,7 @@ class ExportConfig:
 class SampleFlags:
     ckpt: str | None = None  # checkpoint file, or a run's folder (its newest checkpoint)
     weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
-    protocol: str | None = None  # paper-ode, paper-sde, repa-sde, mdm, wan or cogvideox
+    protocol: str | None = None  # paper-{ode,ode-250,sde}, repa-sde, mdm, wan or cogvideox
     model: str | None = None  # checked against the checkpoint, which knows its own architecture
     image_size: int | None = None  # checked against the checkpoint
     num_classes: int | None = None  # checked against the checkpoint

@@ -217,6 +217,21 @@ def test_every_command_of_every_script_has_flags_that_exist(name, results, monke
     assert {PRESETS[preset]["max_steps"] for preset in presets} <= lengths
 
 
+def test_the_papers_250_steps_of_heun_are_read_in_both_ways_where_250_are_taken(
+    results, monkeypatch
+):
+    words = ["--preset", "t1-b", "digits", "--rows", "vanilla", "--results", results, "--dry-run"]
+    said = succeed("experiments.table1", *words).out
+    found = {}
+    for words in (shlex.split(line) for line in said.splitlines() if "sample_ddp.py" in line):
+        monkeypatch.setattr(sys, "argv", words[1:])
+        flags = config.parse_sampling(sample_ddp.MODES, PROTOCOLS)
+        preset = Path(flags.sample_dir).name.split("-vanilla")[0]
+        found[preset, flags.name] = flags.num_sampling_steps
+    digits = found.pop(("digits", "samples"))
+    assert found == {("t1-b", "498-calls"): 250, ("t1-b", "250-calls"): 126} and digits < 126
+
+
 def test_networks_of_others_are_sampled_by_their_own_protocols(results):
     said = succeed("experiments.table7", "--results", results, "--dry-run").out
     drawn = [line for line in said.splitlines() if "sample_ddp.py" in line]

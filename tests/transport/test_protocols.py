@@ -76,6 +76,12 @@ def test_paper_ode_makes_498_unguided_calls():
     assert run_protocol("paper-ode").batches == [2] * 498
 
 
+def test_the_other_reading_of_its_250_steps_makes_250_unguided_calls():
+    assert run_protocol("paper-ode-250").batches == [2] * 250
+    ode, other = PROTOCOLS["paper-ode"], PROTOCOLS["paper-ode-250"]
+    assert ode == other | dict(num_sampling_steps=250)
+
+
 def test_paper_sde_makes_250_guided_calls():
     assert run_protocol("paper-sde").batches == [4] * 250
 
