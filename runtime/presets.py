@@ -98,6 +98,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "t6": paper("B", 400_000, 2, 8, 0.2),  # Table 6, weight 0.2: 31.02
     "t8": paper("XL", 120_000, 7, 16, 0.2),  # Table 8: 25.72; vanilla 37.03
     "fig18": paper("XL", 4_000_000, 8, 16, 0.2),  # Figure 18, heun2, cfg 4.0
+    # As the public code computes, for its 1400 epochs; sample_ddp.py ODE draws as it does.
+    "official": dict(paper("XL", 1400 * 5004, 8, 16, 0.2), precision="tf32", compile="off"),
     # MTG-Jamendo, Table 3: CLAP FAD of 10,000 samples. The weight is not stated; 0.2 as for images.
     # An epoch is 42 batches of the 43,830 tracks of train and validation.
     "t3-465": dict(AUDIO, max_steps=465 * 42),  # 0.263; vanilla 0.333
