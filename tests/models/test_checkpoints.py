@@ -32,9 +32,11 @@ def test_a_stored_architecture_is_used_where_tensors_cannot_tell(perturb):
     assert not loaded.pos_embed.requires_grad
 
 
-def test_repa_files_become_sits(public):
-    """REPA: t = 0 is data and the network predicts noise - data; projectors are left out."""
-    weights = public.state_dict() | {"projectors.0.0.weight": torch.randn(8, 8)}
+@pytest.mark.parametrize("head", ["projectors.0.0.weight", "ap_head.linear1.weight"])
+def test_repa_files_become_sits(public, head):
+    """REPA, and SRA beside it: t = 0 is data and the network predicts noise - data; projectors are
+    left out."""
+    weights = public.state_dict() | {head: torch.randn(8, 8)}
     x, t, y = ARGUMENTS
     as_sit = load(weights)
     close = dict(rtol=1e-4, atol=1e-4)
