@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.ours import LEAST, StepFlags, config_of, one_process, step_of, trainer_of
+import torch
+
+from benchmarks.encoder import EncoderFlags, aligned
+from benchmarks.ours import LEAST, config_of, one_process, step_of
 from benchmarks.report import Contestant, cost, interleave, parse, publish
 from layersync import admissible_pairs
 from methods import METHODS
@@ -16,13 +19,13 @@ from models import architecture
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
-from training import build
+from training import Trainer, build
 
 VANILLA = "vanilla"
 
 
 @dataclass(frozen=True)
-class Flags(StepFlags):
+class Flags(EncoderFlags):
     """Measure the training step under each regulariser that train.py knows, interleaved.
 
     A percent needs many rounds; on a GPU, --calls 20 --settle 3 --warmup 30.
@@ -32,9 +35,16 @@ class Flags(StepFlags):
     only: tuple[str, ...] = ()  # some --loss-type beside vanilla; none: all
 
 
-# --loss-type -> the flags that it does not run without, for a depth.
-NEEDED: dict[str, Callable[[int], dict[str, Any]]] = {
-    "multiple_sync": lambda depth: {"multi_blocks_match": str(admissible_pairs(depth)[:2])},
+def two_pairs(flags: Flags, device: torch.device) -> tuple[Any, ...]:
+    pairs = str(admissible_pairs(architecture(flags.model)["depth"])[:2])
+    return build(config_of(flags, loss_type="multiple_sync", multi_blocks_match=pairs), device)
+
+
+# --loss-type -> the parts of its run, where its name and synthetic latents do not make them.
+NEEDED: dict[str, Callable[[Flags, torch.device], tuple[Any, ...]]] = {
+    "multiple_sync": two_pairs,
+    "repa": partial(aligned, stored=False),
+    "external": partial(aligned, stored=True),
 }
 
 
@@ -45,18 +55,16 @@ def main() -> None:
     if unknown:
         raise InputError(f"--only {min(unknown)}: choose from {', '.join(METHODS)}")
     with asked_of_user():
-        depth = architecture(flags.model)["depth"]
+        parts_of(flags, ranks, VANILLA)  # says at once what is wrong with the flags
     others = [name for name in flags.only or METHODS if name != VANILLA]
-    asked = {name: {"loss_type": name} for name in (VANILLA, *others)}
-    for name in asked:
-        asked[name] |= NEEDED.get(name, lambda depth: {})(depth)
-    for name in others:
-        if refusal := refused(flags, ranks, asked[name]):
+    refusals = {name: refused(flags, ranks, name) for name in others}
+    for name, refusal in refusals.items():
+        if refusal:
             print(f"{name} is left out: {refusal}")
-            del asked[name]
     contestants = [
-        Contestant(name, partial(built, flags, ranks, chosen), flags.batch)
-        for name, chosen in asked.items()
+        Contestant(name, partial(built, flags, ranks, name), flags.batch)
+        for name in (VANILLA, *others)
+        if not refusals.get(name)
     ]
     measured = interleave(contestants, ranks.device, flags)
     rows = [one.row() | cost(measured[VANILLA], one) for one in measured.values()]
@@ -64,14 +72,20 @@ def main() -> None:
     publish("regularisers", title, rows, flags, ranks.device)
 
 
-def built(flags: Flags, ranks: Ranks, asked: dict[str, Any]) -> Callable[[], Any]:
-    return step_of(trainer_of(flags, ranks, **asked))
+def parts_of(flags: Flags, ranks: Ranks, name: str) -> tuple[Any, ...]:
+    if name in NEEDED:
+        return NEEDED[name](flags, ranks.device)
+    return build(config_of(flags, loss_type=name), ranks.device)
 
 
-def refused(flags: Flags, ranks: Ranks, asked: dict[str, Any]) -> str | None:
+def built(flags: Flags, ranks: Ranks, name: str) -> Callable[[], Any]:
+    return step_of(Trainer(*parts_of(flags, ranks, name), ranks))
+
+
+def refused(flags: Flags, ranks: Ranks, name: str) -> str | None:
     """Why a regulariser cannot run on synthetic latents here; None if it can."""
     try:
-        build(config_of(flags, **asked), ranks.device)
+        parts_of(flags, ranks, name)
     except ValueError as error:
         return str(error)
     return None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import baseline, sample
+from benchmarks import baseline, regularisers, sample
 from benchmarks.baseline import RESTATED, PublicLoop, public_network
 from benchmarks.report import (
     Contestant,
@@ -22,8 +22,10 @@ from benchmarks.report import (
 from benchmarks.sample import GROUPS, LATE, OURS, PUBLIC, Theirs, alive, compared, opened
 from benchmarks.train import optimizer_parts
 from domains import build
+from evaluations.extractors.vit import VisionTransformer
 from layersync import LayerSync, default_pair
 from models import SiT, architecture
+from runtime.distributed import Ranks
 from runtime.ema import EMA
 from runtime.precision import Arithmetic
 from runtime.state import TrainState
@@ -52,7 +54,7 @@ def written(path) -> list[dict]:
     "name, flags, rows",
     [
         ("train", [*SMALL, "--batch", 2, "--grad-accum", 2], 3 + 1 + 6),
-        ("regularisers", [*SMALL, "--batch", 2], 6),
+        ("regularisers", [*SMALL, "--batch", 2, "--encoder", "vit_tiny_patch16_224"], 8),
         ("sample", [*SMALL, "--batch", 1, "--num-sampling-steps", 3], 2 + 3 + 2),
         ("loader", [*SMALL, "--images", 48, "--read-batch", 16, *SHARDS], 3 + 1),
         ("metrics", ["--dimension", 16, "--full", 40, "--few", 8, *SETS], 2 + 2 + 2),
@@ -60,6 +62,8 @@ def written(path) -> list[dict]:
     ],
 )
 def test_every_benchmark_prints_tables_and_appends_json(tmp_path, name, flags, rows):
+    if "--encoder" in flags:
+        pytest.importorskip("timm")
     out = tmp_path / "made" / "figures.jsonl"
     result = succeed(f"benchmarks.{name}", *SHORT, *flags, "--out", out)
     lines = written(out)
@@ -70,6 +74,24 @@ def test_every_benchmark_prints_tables_and_appends_json(tmp_path, name, flags, r
             assert line["flags"][flag[2:].replace("-", "_")] == value
         assert {"device", "torch", "commit", "time", "threads"} <= line.keys()
         assert all(np.isfinite(value) for value in line.values() if isinstance(value, float))
+
+
+def test_repas_encoder_runs_in_every_step_where_its_tokens_are_not_stored(monkeypatch):
+    """Over as many images as the latents, at the pixels that they stand for."""
+    pytest.importorskip("timm")
+    seen, tokens = [], VisionTransformer.tokens
+    monkeypatch.setattr(
+        VisionTransformer, "tokens", lambda self, x: seen.append(x.shape) or tokens(self, x)
+    )
+    flags = regularisers.Flags(
+        model="SiT-Ti/4", batch=2, compile="off", precision="fp32", encoder="vit_tiny_patch16_224"
+    )
+    for name, calls in (("external", 0), ("repa", 3)):
+        step = regularisers.built(flags, Ranks(0, 1, CPU), name)
+        seen.clear()
+        losses = [step() for _ in range(3)]
+        assert seen == [(2, 3, 256, 256)] * calls
+        assert all(torch.isfinite(loss["reg"]) for loss in losses)
 
 
 def test_json_is_appended_and_a_vae_joins_on_request(tmp_path, tiny_vae):
