@@ -9,7 +9,7 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -40,12 +40,14 @@ from runtime.errors import InputError
 from runtime.files import atomic_write, discard_rests, sha256_of, write_json
 from runtime.npz import Blocks
 from runtime.precision import compiles
-from runtime.random import LegacyStreams, SampleStreams
+from runtime.random import LegacyStreams, SampleStreams, generator
 from runtime.untrusted import open_archive, open_member, read_json
 from sample import Opened, open_checkpoint, precision_of
 from transport import PROTOCOLS, Likelihood, Sampler
 
 MODES = {"ODE": NpzODE, "SDE": NpzSDE, "DDPM": NpzDDPM}
+# What a protocol names only where it is not the usual.
+UNUSUAL = ("labels", "skip_blocks", "time_shift", "network_precision")
 
 
 def main() -> None:
@@ -102,6 +104,12 @@ class Samples:
         self.count = flags.num_fid_samples
         if flags.pngs and len(opened.domain.raw_shape) != 3:
             raise InputError(f"--pngs: samples of {opened.domain.name} are no pictures")
+        has_classes = opened.domain.num_classes and not opened.domain.multi_label
+        if flags.labels == "balanced" and not has_classes:
+            raise InputError(
+                f"--labels balanced: a sample of {opened.domain.name} is of no single class here, "
+                "leave it out"
+            )
         self.arrays = ["arr_0", "arr_1"] if opened.domain.choices else ["arr_0"]
         self.check()
 
@@ -118,6 +126,7 @@ class Samples:
                 "interval_in_t": guidance.interval,
             },
             "seed_scheme": "(seed, sample index)",
+            **({"labels": "balanced"} if self.flags.labels == "balanced" else {}),
             **self.opened.domain.rounding,
         }  # fmt: skip
 
@@ -143,6 +152,8 @@ class Samples:
     def result(self, indices: range, streams: SampleStreams) -> dict[str, np.ndarray]:
         domain, legacy = self.opened.domain, self.flags.legacy_seeds
         z, drawn = streams.start(domain.shape, domain.choices)
+        if self.flags.labels == "balanced":
+            drawn = balanced(indices, domain.num_classes, self.flags.global_seed).to(drawn.device)
         chosen = domain.chosen(indices, drawn)
         raw = self.opened.draw(
             self.flags, streams, z, domain.condition(chosen), per_sample_error=not legacy
@@ -151,6 +162,16 @@ class Samples:
 
     def summary(self, blocks: Blocks) -> dict[str, Any]:
         return {}
+
+
+def balanced(indices: Sequence[int], classes: int, seed: int) -> Tensor:
+    """Class ids (B,) of samples: every `classes` consecutive ones have each class once, in an order
+    of (seed, which round of them it is). Files sorted by class have too low an Inception score."""
+    orders = {
+        number: torch.randperm(classes, generator=generator("cpu", seed, "balanced", number))
+        for number in {index // classes for index in indices}
+    }
+    return torch.stack([orders[index // classes][index % classes] for index in indices])
 
 
 class LegacySamples(Samples):
@@ -190,8 +211,10 @@ class FromData(Samples):
             self.images, self.part = domain.train_set(augment=False), "train"
         self.count = min(self.count, len(self.images))
         self.arrays = self.arrays_of_task
-        if flags.pngs or flags.cfg_scale != 1:
-            raise InputError("--reverse and --likelihood go without --pngs and --cfg-scale")
+        if flags.pngs or flags.cfg_scale != 1 or flags.labels != "random":
+            raise InputError(
+                "--reverse and --likelihood go without --pngs, --cfg-scale and --labels balanced"
+            )
 
     def protocol(self) -> dict[str, Any]:
         data = {"part": self.part, "sha256": fingerprint_of(self.images)}
@@ -311,6 +334,7 @@ def public_name(flags: NpzFlags, opened: Opened) -> str:
     found = opened.checkpoint
     model = str(model_of(flags, opened) or "SiT").replace("/", "-")
     stem = f"{model}-{found.path.stem}-cfg-{flags.cfg_scale}-{flags.per_proc_batch_size}"
+    stem += "-balanced" if flags.labels == "balanced" else ""
     if isinstance(flags, DDPMFlags):
         return f"{stem}-DDPM-{flags.num_sampling_steps or opened.transport.path.steps}"
     solver = f"{flags.num_sampling_steps}-{flags.sampling_method}"
@@ -340,8 +364,8 @@ def is_finished(out: Path, blocks: Blocks, protocol: dict[str, Any], flags: NpzF
     """
     for path in (out.with_suffix(".json"), blocks.folder / "protocol.json"):
         if path.exists():
-            there = identity(read_json(path))
-            changed = [key for key, v in identity(protocol).items() if there.get(key) != v]
+            ours, there = identity(protocol), identity(read_json(path))
+            changed = [key for key in (*ours, *UNUSUAL) if there.get(key) != ours.get(key)]
             if changed:
                 raise InputError(
                     f"{path} was drawn with another {changed[0]}: "

@@ -285,6 +285,8 @@ class NpzFlags(SampleFlags):
     num_fid_samples: int = 50_000  # how many
     per_proc_batch_size: int = 4  # samples per batch and process; take what the GPU holds
     sample_dir: str = "samples"  # where {name}.npz and its protocol JSON go
+    # classes at random, as SiT's script has them, or as many samples of each, in a random order
+    labels: Literal["random", "balanced"] = "random"
     name: str | None = None  # of the files; None: checkpoint, sampler and a hash of the protocol
     pngs: bool = False  # also write {index:06d}.png in a folder
     # SiT's seed * world + rank and batch-wide error norm; no resuming. Its very draws for an ODE on

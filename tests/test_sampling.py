@@ -166,6 +166,48 @@ def test_sample_i_is_a_function_of_seed_and_i_alone(tmp_path, ckpt, model):
         assert difference.max() <= 1, "the batch's company may change the last bit of a float"
 
 
+def test_balanced_labels_are_as_many_of_each_class_in_an_order_of_seed_and_index(tmp_path, ckpt):
+    words = ["--ckpt", ckpt, "--sampling-method", "euler", "--num-sampling-steps", 2]
+    words += ["--labels", "balanced", "--per-proc-batch-size", 6]
+
+    def drawn(name, count, *more):
+        folder = tmp_path / name
+        succeed("sample_ddp", "ODE", *words, "--num-fid-samples", count, *more,
+                "--sample-dir", folder)  # fmt: skip
+        return np.load(npz_of(folder))["arr_1"]
+
+    y = drawn("50", 50)
+    assert np.bincount(y).tolist() == [5] * 10
+    rounds = y.reshape(5, 10)
+    assert all(sorted(one) == list(range(10)) != list(one) for one in rounds.tolist())
+    assert len({tuple(one) for one in rounds.tolist()}) == 5  # no order comes back
+    assert y[:23].tolist() == drawn("23", 23).tolist()
+    assert y.tolist() != drawn("seed", 50, "--global-seed", 1).tolist()
+    assert protocol_of(tmp_path / "50")["labels"] == "balanced"
+    assert "-balanced-" in npz_of(tmp_path / "50").name
+    two = [*words, "--num-fid-samples", 50, "--sample-dir", tmp_path / "two"]
+    launched("sample_ddp", "ODE", *two, processes=2)
+    assert npz_of(tmp_path / "two").read_bytes() == npz_of(tmp_path / "50").read_bytes()
+    words[words.index("balanced")] = "random"
+    assert drawn("random", 50).tolist() != y.tolist()
+    assert "labels" not in protocol_of(tmp_path / "random")
+    assert "balanced" not in npz_of(tmp_path / "random").name
+
+
+def test_what_a_protocol_seldom_names_is_compared_where_it_is_left_out(tmp_path, ckpt):
+    words = ["--ckpt", ckpt, *SMALL, "--sampling-method", "euler", "--num-sampling-steps", 2]
+    words += ["--sample-dir", tmp_path, "--name", "x"]
+    succeed("sample_ddp", "ODE", *words, "--labels", "balanced")
+    assert "was drawn with another labels" in refused("sample_ddp", "ODE", *words)
+
+
+def test_labels_are_balanced_only_where_a_sample_has_a_class(tmp_path, perturb):
+    args = DIGITS | dict(num_classes=0)
+    path = digits_run(tmp_path, perturb, args=args, num_classes=0)
+    words = ["--ckpt", path, *SMALL, "--labels", "balanced", "--sample-dir", tmp_path / "x"]
+    assert "of no single class here, leave it out" in refused("sample_ddp", "ODE", *words)
+
+
 def test_the_protocol_card_says_how_with_the_measured_calls(tmp_path, ckpt):
     flags = ["--sampling-method", "heun2", "--num-sampling-steps", 11, "--cfg-scale", 1.5]
     flags += ["--guidance-low", 0.5, "--sample-dir", tmp_path]
@@ -498,6 +540,7 @@ def test_bad_flags_of_sampling_get_one_sentence(tmp_path, ckpt, flags, words):
         ("ODE --per-proc-batch-size 0", "--per-proc-batch-size 0"),
         ("ODE --likelihood --pngs", "without --pngs"),
         ("ODE --reverse --cfg-scale 2", "--cfg-scale"),
+        ("ODE --likelihood --labels balanced", "--cfg-scale and --labels balanced"),
         ("ODE --attention cudnn --device cpu", "--attention cudnn"),
     ],
 )
