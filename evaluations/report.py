@@ -54,6 +54,7 @@ class Flags(maps.MapFlags, SegmentationFlags, ProbeFlags):
 
     against: str | None = None  # the checkpoint that the ratios are over
     encoder: str | None = None  # timm:MODEL that the blocks are compared with; None: left out
+    encoder_noise: float = similarity.NOISE  # share of noise of the comparison with it
     similarity_images: int = 4000  # of the comparison with it, at most
     masks: str | None = None  # voc, coco-things, coco-stuff, digits, fashion-mnist; None: left out
     noises: tuple[float, ...] = (0.1, 0.5, 0.9)  # shares of noise of the PCA maps
@@ -90,7 +91,9 @@ def measured(study: Study, flags: Flags) -> dict[str, Any]:
     asked = similarity.SimilarityFlags(
         flags.encoder, flags.encoder_weights, pictures=flags.similarity_images
     )
-    encoder = similarity.other_of(study, asked) if flags.encoder else None  # or refused, before
+    if flags.encoder:  # if it is refused, then before the probes
+        beside = study.at(flags.encoder_noise)
+        encoder = similarity.other_of(beside, asked)
     found = kept(study, "classification", ProbeFlags, lambda: probed(study, flags))
     scores = {name: found[name] for name in ("accuracy", "ridge", "knn")}
     if flags.masks:
@@ -100,14 +103,16 @@ def measured(study: Study, flags: Flags) -> dict[str, Any]:
             lambda: segmented(study.subject, flags, flags.seed, study.folder),
         )  # fmt: skip
         scores["miou"] = found["miou"]
-    if encoder:
+    views = {"view": study.subject.identity}
+    if flags.encoder:
         found = kept(
-            study, "encoder", similarity.SimilarityFlags,
-            lambda: similarity.compared(study, asked), encoder.subject.identity,
+            beside, "encoder", similarity.SimilarityFlags,
+            lambda: similarity.compared(beside, asked), encoder.subject.identity,
         )  # fmt: skip
         scores |= {name: [row[0] for row in found[name]] for name in similarity.METRICS}
+        views["encoder_view"] = beside.subject.identity
     return {"network": study.subject.name, "data": study.domain.name, "scores": scores,
-            "blocks": list(study.subject.blocks), "view": study.subject.identity}  # fmt: skip
+            "blocks": list(study.subject.blocks), **views}  # fmt: skip
 
 
 def kept(
@@ -211,6 +216,8 @@ def page_of(
 ) -> bytes:
     noise = found[0]["view"].get("noise")
     shown = "" if noise is None else f", {noise:.0%} noise, {found[0]['view']['label']} label"
+    if "noise" in found[0].get("encoder_view", {}):
+        shown += f"; {found[0]['encoder_view']['noise']:.0%} noise beside the encoder"
     parts = [
         f"<p>{html.escape(found[0]['data'])}{shown}. {html.escape('; '.join(numbered(found)))}. "
         "Dashed lines are means over the blocks.</p>\n",

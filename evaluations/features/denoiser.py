@@ -26,6 +26,7 @@ class View:
     label: Literal["null", "true"] = "null"  # the condition; the true class would tell the answer
     latent: Literal["sample", "mode"] = "sample"  # of the VAE's posterior
     seed: int = 0  # of noise and posterior: functions of (seed, image)
+    first_token: bool = True  # False leaves it out, as the public script does
 
 
 class Denoiser(Subject):
@@ -47,7 +48,8 @@ class Denoiser(Subject):
         if view.label == "true" and not model.is_conditional:
             raise InputError("--label true: the model was trained without classes")
         self.opened, self.view, self.model = opened, view, model
-        self.blocks, self.grid = chosen_blocks(asked, model.depth), model.grid
+        self.blocks = chosen_blocks(asked, model.depth)
+        self.grid = model.grid if view.first_token else None
         domain = opened.domain
         self.reads, self.rate = domain.raw_shape, domain.rate
         if domain.num_frames:
@@ -63,10 +65,13 @@ class Denoiser(Subject):
     @cached_property
     def identity(self) -> dict[str, Any]:
         opened, model = self.opened, self.model
+        view = asdict(self.view)
+        if self.view.first_token:  # features from before there was a choice are found again
+            del view["first_token"]
         return {
             "network": fingerprint(model.state_dict()), "skipped": sorted(model.skipped_blocks),
             "codec": opened.domain.codec.identity, "path": opened.transport.path.name,
-            "bf16": opened.network.arithmetic.bf16, **asdict(self.view),
+            "bf16": opened.network.arithmetic.bf16, **view,
         }  # fmt: skip
 
     def at(self, noise: float) -> "Denoiser":
@@ -86,7 +91,8 @@ class Denoiser(Subject):
             output = self.model(
                 x_t, t.clamp(max=CLEAN), **cond, return_blocks=self.blocks, only_blocks=True
             )
-        return {number: tokens.float() for number, tokens in output.blocks.items()}
+        first = 0 if self.view.first_token else 1
+        return {number: tokens[:, first:].float() for number, tokens in output.blocks.items()}
 
     def null(self, count: int) -> Condition:
         """No condition of `count` samples; they may be of data with other labels than its own."""

@@ -1,5 +1,6 @@
 """One network and one data set, as the flags of an evaluation of features name them."""
 
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,11 @@ class SubjectFlags:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where there is one
     out: Path | None = None  # a folder; None: representation/STEP in the run
 
+    @property
+    def view(self) -> View:
+        """How the network is shown its images."""
+        return View(self.noise, self.label, self.latent, self.seed)
+
 
 @dataclass(frozen=True)
 class StudyFlags(DataFlags, SubjectFlags):
@@ -104,8 +110,8 @@ class Study:
                 f"{self.subject.name} hears {rate} samples per second, and {domain.name} has "
                 f"{domain.rate}"
             )
-        known = self.subject.classes
-        if self.flags.label == "true" and known != (domain.name, domain.num_classes):
+        known, told = self.subject.classes, isinstance(self.subject, Denoiser)
+        if told and self.flags.view.label == "true" and known != (domain.name, domain.num_classes):
             raise InputError(
                 f"--label true: {self.subject.name} knows the {known[1]} classes of {known[0]}, "
                 f"not the {domain.num_classes} of {domain.name}"
@@ -130,6 +136,12 @@ class Study:
         other = Study(flags, self.ranks)
         check_shape(other.subject, self.domain.name, self.domain.raw_shape)
         other.domain = other.readable(self.domain)
+        return other
+
+    def at(self, noise: float) -> "Study":
+        """The same images, shown to the same network at another share of noise."""
+        other = copy(self)
+        other.flags, other.subject = replace(self.flags, noise=noise), self.subject.at(noise)
         return other
 
     def domain_at(self, data_path: str | None) -> Domain:
@@ -243,8 +255,7 @@ def open_subject(flags: SubjectFlags, device: torch.device) -> Subject:
         ckpt=flags.ckpt, weights=flags.weights, vae=flags.vae, skip_blocks=flags.skip_blocks,
         cache_dir=flags.cache_dir, bf16=flags.bf16, device=flags.device, compile="off",
     )  # fmt: skip
-    view = View(flags.noise, flags.label, flags.latent, flags.seed)
-    return Denoiser(open_checkpoint(asked, device, of_captions=False), flags.blocks, view)
+    return Denoiser(open_checkpoint(asked, device, of_captions=False), flags.blocks, flags.view)
 
 
 def home(ckpt: Path) -> Path:

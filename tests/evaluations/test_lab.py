@@ -208,6 +208,49 @@ def test_blocks_are_compared_with_an_encoder_and_with_another_model(runs, encode
         assert np.diag(found[name]) == pytest.approx(np.ones(4))
 
 
+def test_an_encoder_is_compared_at_the_published_noise_or_in_the_public_scripts_view(
+    runs, encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("evaluations.features.study.GRID", 2)
+    words = [runs[0], "--pictures", 24, "--label", "null", *CPU, "--out", tmp_path]
+    against = ["--against", f"timm:{ENCODER}", "--against-weights", encoder]
+    succeed("evaluations.similarity", *words, *against)
+    plain = read(tmp_path / "similarity.json")
+    assert plain["view"]["noise"] == 0.1 and plain["view"]["label"] == "null"
+    succeed("evaluations.similarity", *words, *against, "--official-quirks")
+    quirks = read(tmp_path / "similarity.json")
+    assert (quirks["view"]["noise"], quirks["view"]["label"]) == (0.9, "true")
+    assert quirks["view"]["first_token"] is False and "first_token" not in plain["view"]
+    assert quirks["cka"] != plain["cka"]
+    for flag in (["--noise", 0.3], ["--label", "true"]):
+        said = refused("evaluations.similarity", *words, "--official-quirks", *flag)
+        assert "leave --noise and --label out" in said
+
+
+def test_a_report_compares_with_the_encoder_at_a_noise_of_its_own(
+    runs, encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("evaluations.features.study.GRID", 2)
+    words = [runs[0], "--encoder", f"timm:{ENCODER}", "--encoder-weights", encoder]
+    words += ["--similarity-images", 24, "--images", 24, "--epochs", 1, "--noise", 0.3]
+    words += ["--noises", 0.5, *CPU, "--out", tmp_path]
+    succeed("evaluations.report", *words)
+    (found,) = read(tmp_path / "report.json")["networks"]
+    assert (found["view"]["noise"], found["encoder_view"]["noise"]) == (0.3, 0.1)
+    assert (
+        "30% noise, null label; 10% noise beside the encoder"
+        in (tmp_path / "index.html").read_text()
+    )
+    succeed("evaluations.similarity", runs[0], "--against", f"timm:{ENCODER}", "--pictures", 24,
+            "--against-weights", encoder, *CPU, "--out", tmp_path)  # fmt: skip
+    alone = read(tmp_path / "similarity.json")["cka"]
+    assert found["scores"]["cka"] == [row[0] for row in alone]
+    succeed("evaluations.report", *words, "--encoder-noise", 0.9)
+    (other,) = read(tmp_path / "report.json")["networks"]
+    assert other["scores"]["cka"] != found["scores"]["cka"]
+    assert other["scores"]["accuracy"] == found["scores"]["accuracy"]
+
+
 def test_maps_show_two_models_the_same_noise(runs, tmp_path):
     words = ["--noises", 0.2, 0.8, "--pictures", 5, 6, *CPU, "--out", tmp_path]
     said = succeed("evaluations.maps", runs[0], "--compare", runs[1], *words).out

@@ -52,6 +52,23 @@ def test_noise_is_named_by_its_share_and_the_clean_end_is_t_near_1(opened, batch
     assert clean.abs().max() <= 1 and abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.2
 
 
+def test_the_public_scripts_view_is_noise_at_t_one_tenth_with_the_class_and_no_first_token(
+    opened, batch
+):
+    model, codec = opened.network.model, opened.domain.codec
+    view = View(noise=0.9, label="true", first_token=False)
+    subject = Denoiser(opened, (1, 4), view)
+    x, noise = Denoiser(opened, (), view).inputs(batch, 0)
+    assert x.equal(codec.to_input(codec.encode(batch.raw), torch.zeros_like(x)))
+    t = torch.full((5,), 0.1)
+    expected = model(0.1 * x + 0.9 * noise, t, batch.y, return_blocks=(1, 4)).blocks
+    found = subject(batch)
+    for block in (1, 4):
+        torch.testing.assert_close(found[block], expected[block][:, 1:])
+    assert subject.grid is None and subject.identity["first_token"] is False
+    assert "first_token" not in Denoiser(opened, (1, 4)).identity
+
+
 def test_noise_alone_shows_no_image(opened, batch):
     blank = batch._replace(raw=torch.zeros_like(batch.raw))
     hidden, partly = (Denoiser(opened, (2,), View(noise=share)) for share in (1.0, 0.9))
