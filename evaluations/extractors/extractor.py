@@ -3,6 +3,7 @@
 import pickle
 import struct
 import zipfile
+from textwrap import shorten
 from typing import NamedTuple, Protocol
 
 import torch
@@ -77,4 +78,4 @@ def reason_of(error: Exception) -> str:
     # torch and timm tell people here how to run the code that the file may hold.
     if isinstance(error.__cause__ or error, pickle.UnpicklingError):
         return "it holds code, or is damaged"
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return shorten(str(error), 160, placeholder=" ...") or type(error).__name__

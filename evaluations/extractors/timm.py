@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from domains.codecs import fingerprint
 from runtime.errors import InputError
+from runtime.hub import hub_answers
 from runtime.precision import plain_float32
 from runtime.tensors import check_pickles
 
@@ -90,6 +91,7 @@ def open_network(
         InputError: no timm here, no such network, or no weights to be had.
     """
     try:
+        import huggingface_hub
         import timm
         from safetensors import SafetensorError
     except ImportError as error:
@@ -106,6 +108,8 @@ def open_network(
                 "timm reads for this network"
             )
         options["pretrained_cfg_overlay"] = {"file": str(weights)}
+    elif pretrained and not hub_answers():  # the cache alone, or its client retries for a minute
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
     options["pretrained"] = pretrained
     try:
         if weights and Path(weights).suffix not in (".safetensors", ".npz"):
@@ -133,8 +137,10 @@ def create(name: str, options: dict[str, Any], *, seed: int) -> nn.Module:
 def absent(weights: str | Path | None, asked: Asked, reason: str) -> InputError:
     if weights:
         return InputError(f"{asked.weights} {weights} are no weights of {asked.network} ({reason})")
+    from huggingface_hub import constants
+
     return InputError(
-        f"{asked.network}: its published weights are neither in the cache of the Hugging "
-        f"Face hub nor to be had from it here ({reason}); name another network, or its file with "
-        f"{asked.weights} FILE"
+        f"{asked.network}: its published weights are neither in the cache of the Hugging Face hub, "
+        f"{constants.HF_HUB_CACHE} (HF_HOME), nor to be had from the hub here ({reason}); name "
+        f"another network, or its file with {asked.weights} FILE"
     )

@@ -123,6 +123,31 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch, name, weights
     assert "\n" not in str(error.value)
 
 
+def test_where_the_hub_does_not_answer_its_cache_alone_is_looked_at(tmp_path, monkeypatch):
+    """Its client would retry for a minute, with the weights in the cache and without."""
+    from huggingface_hub import constants
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    def create(*_, **__):
+        asked_offline.append(constants.HF_HUB_OFFLINE)
+        raise FileNotFoundError("We cannot find the requested files in the local cache. " * 9)
+
+    asked_offline = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("runtime.hub.getproxies", dict)
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    monkeypatch.setattr("evaluations.extractors.timm.create", create)
+    with pytest.raises(InputError) as error:
+        opened()
+    assert asked_offline == [True]
+    sentence = str(error.value)
+    for words in (str(tmp_path), "HF_HOME", "--extractor-weights FILE", "files in the ...)"):
+        assert words in sentence, sentence
+
+
 def test_without_timm_the_sentence_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"needs timm .*--extractor-weights.*\.\[metrics\]"):
