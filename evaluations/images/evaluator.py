@@ -10,7 +10,7 @@ from runtime.errors import InputError
 from .features import look_at
 from .reference import reference_of
 from .scores import How, Scores, scores_of, warnings_of
-from .sources import Images, Real
+from .sources import Images, NpzImages, Real
 
 
 class Evaluator:
@@ -44,6 +44,8 @@ class Evaluator:
             InputError: the samples are damaged, too few, or of classes that nobody knows.
         """
         scores, warnings = self.scores(samples, len(samples))
+        if strange := strange_labels(samples):
+            warnings.append(f"{strange}: it is passed over")
         return {
             "images": len(samples),
             "scores": scores.values,
@@ -67,6 +69,10 @@ class Evaluator:
         return self.floors[count]
 
     def scores(self, images: Images, count: int) -> tuple[Scores, list[str]]:
+        if self.extractor.reads_labels and (strange := strange_labels(images)):
+            raise InputError(
+                f"{strange}, which --extractor {self.extractor.name} reads: mend it or leave it out"
+            )
         seen = self.look_at(images, count=count)
 
         def measured() -> tuple[Scores, list[str]]:
@@ -74,6 +80,11 @@ class Evaluator:
             return found, warnings_of(found, seen, self.reference, self.extractor, self.how)
 
         return self.ranks.from_main(measured)
+
+
+def strange_labels(images: Images) -> str | None:
+    """What a person is told of labels that are no classes of the images; None: there are none."""
+    return images.strange if isinstance(images, NpzImages) else None
 
 
 def clips_of(samples: Images, real: Images) -> dict[str, Any]:

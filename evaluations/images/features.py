@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluations.extractors import Extractor, check_rate
+from evaluations.extractors import Extractor, Features, check_rate
 from evaluations.metrics import Moments
 from runtime.distributed import Ranks
+from runtime.errors import LocalError
 
 from .sources import Images, classes_of_all
 
@@ -60,6 +61,7 @@ def look_at(
 
     Raises:
         InputError: the images are damaged, or not such as the extractor takes.
+        LocalError: what it sees in them is not finite.
     """
     check_rate(extractor, images.rate, images.name)
     count = len(images) if count is None else count
@@ -69,6 +71,7 @@ def look_at(
     with tqdm(total=len(numbers), desc=images.name, unit="image", disable=silent) as bar:
         for raw, y in images.blocks(numbers, batch):
             features = extractor(raw.to(ranks.device))
+            check_finite(features, extractor, images)
             pools.append(features.pool.cpu())
             pool.add(features.pool)
             if features.spatial is not None:
@@ -91,6 +94,18 @@ def look_at(
         classes_of_all(labels),
         max(part[4] for part in parts),
     )
+
+
+def check_finite(features: Features, extractor: Extractor, images: Images) -> None:
+    """
+    Raises:
+        LocalError: NaN or infinity among them.
+    """
+    if not all(part is None or part.isfinite().all() for part in features):
+        raise LocalError(
+            f"--extractor {extractor.name} sees NaN or infinity in {images.name}: its weights are "
+            "damaged, give others"
+        )
 
 
 def merged(parts: list[Moments]) -> Moments:

@@ -15,7 +15,7 @@ from evaluations.metrics import (
 from runtime.errors import InputError
 
 from .features import Seen
-from .reference import Reference
+from .reference import KEPT, Reference
 
 FID_SAMPLES = 50_000  # what published FIDs are of
 NEIGHBOURS = 3
@@ -97,6 +97,11 @@ def warnings_of(
         found.append(
             f"{reference.name} has {reference.count} images, too few for a covariance of {width} "
             f"features: {extractor.distance} has a large bias"
+        )
+    if extractor.distance == "fid" and len(reference.pool) < KEPT:
+        found.append(
+            f"precision and recall are of {len(reference.pool)} images of {reference.name}: those "
+            f"of {KEPT}, which published ones are of, are others"
         )
     if extractor.distance == "fid" and count != FID_SAMPLES:
         found.append(

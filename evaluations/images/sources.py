@@ -75,7 +75,9 @@ LABELS = {"arr_0": "arr_1", "held_out": "held_out_labels"}
 class NpzImages:
     """An array of images of an .npz, uint8 (N, H, W, C), and their classes.
 
-    Read as it is needed, for 50,000 images of 256 pixels are 10 GB. Nothing is unpickled.
+    Read as it is needed, for 50,000 images of 256 pixels are 10 GB. Nothing is unpickled. Labels
+    that are no classes are passed over, as ADM's evaluator does with all; `strange` says what they
+    are.
 
     Raises:
         InputError: no such file, damaged, or another kind of arrays.
@@ -91,7 +93,7 @@ class NpzImages:
                 there = ", ".join(self.names) or "nothing"
                 raise InputError(f"{path} has no array {array} (the images), but {there}")
             shape, in_columns, dtype = self.opened().header
-            beside = read_arrays(self.path, [LABELS[array], "frame_stride"])
+            stride = read_arrays(self.path, ["frame_stride"]).get("frame_stride")
         except InputError:
             raise
         except DAMAGED as error:
@@ -109,8 +111,7 @@ class NpzImages:
             raise InputError(f"{path}: {array} has the shape {shape}")
         self.count, *axes, channels = shape
         self.dtype, self.shape = dtype, (channels, *axes)
-        labels, stride = beside.get(LABELS[array]), beside.get("frame_stride")
-        self.labels = None if labels is None else self.classes(labels)
+        self.labels, self.strange = self.classes()
         if stride is not None and (stride.shape != () or stride.dtype.kind != "i" or stride < 1):
             raise InputError(f"{path}: frame_stride is {stride!r}, not a number of frames")
         self.frame_stride = None if stride is None else int(stride)
@@ -148,15 +149,23 @@ class NpzImages:
     def opened(self) -> Member:
         return open_member(open_archive(self.path), self.array)
 
-    def classes(self, labels: np.ndarray) -> Tensor | None:
-        if labels.ndim == 2 and len(labels) == self.count:
-            return single_labels(torch.from_numpy(labels))
-        if labels.shape != (self.count,) or labels.dtype.kind not in "iu":
-            raise InputError(
-                f"{self.path}: {LABELS[self.array]} is {labels.dtype} {labels.shape}, "
-                f"not a class id for each of {self.count} images"
-            )
-        return torch.from_numpy(labels.astype(np.int64))
+    def classes(self) -> tuple[Tensor | None, str | None]:
+        """Class ids (N,), and what a person is told of labels that are none."""
+        name = LABELS[self.array]
+        try:
+            labels = read_members(self.path, [name]).get(name)
+        except DAMAGED as error:
+            return None, f"{self.path}: {name} cannot be read ({reason_of(error)})"
+        if labels is None:
+            return None, None
+        if labels.shape == (self.count,) and labels.dtype.kind in "iu":
+            return torch.from_numpy(labels.astype(np.int64)), None
+        if labels.ndim == 2 and len(labels) == self.count and labels.dtype.kind in "biuf":
+            return single_labels(torch.from_numpy(labels.astype(np.float32))), None
+        return None, (
+            f"{self.path}: {name} is {labels.dtype} {labels.shape}, not a class id for each of "
+            f"{self.count} images"
+        )
 
 
 def names_in(path: Path) -> list[str]:
@@ -185,8 +194,11 @@ def read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-    return InputError(f"{path} is no readable .npz file ({reason})")
+    return InputError(f"{path} is no readable .npz file ({reason_of(error)})")
+
+
+def reason_of(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160] or type(error).__name__
 
 
 class DataSetImages:

@@ -24,7 +24,7 @@ from evaluations.images.scores import How
 from evaluations.images.sources import Block, Real, open_images, real_of
 from evaluations.metrics import Moments, frechet_distance
 from runtime.distributed import Ranks
-from runtime.errors import InputError
+from runtime.errors import InputError, LocalError
 from tests.commands import ROOT, call, launched, refused, succeed
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -211,6 +211,37 @@ def test_stored_statistics_are_used_and_the_images_for_precision(tmp_path, pixel
         real, drawn = (Moments.of(linear(images)[part]) for images in (pixels, samples))
         assert scores[name] == pytest.approx(frechet_distance(drawn, real), rel=1e-6)
     assert len(evaluator.reference.pool) == 50 and "inception_score" not in scores
+
+
+def test_features_that_are_not_finite_are_one_sentence(tmp_path, pixels, monkeypatch):
+    """Of damaged weights, say; one process alone may see them."""
+
+    def broken(self, images):
+        flat = images.flatten(1).float()
+        return Features(flat[:, :8], flat[:, 8:11] / (flat[:, 8:9] - flat[7, 8]))
+
+    monkeypatch.setattr(Linear, "__call__", broken)
+    with pytest.raises(LocalError, match="linear sees NaN or infinity in held"):
+        look_at(Held(pixels), Linear(), ALONE, batch=64, progress=False)
+    monkeypatch.setattr("evaluations.images.__main__.open_extractor", lambda *_, **__: Linear())
+    samples = save(tmp_path / "s.npz", pixels)
+    result = call(TOOL, samples, samples, "--device", "cpu")
+    assert result.code == 2 and "Traceback" not in result.err
+    assert result.err.splitlines()[-1].startswith("error: --extractor linear sees NaN")
+
+
+def test_a_reference_of_few_images_is_said_to_set_precision_and_recall(
+    tmp_path, pixels, monkeypatch
+):
+    """ImageNet-512's holds 1,000."""
+    monkeypatch.setattr(Linear, "name", "inception-2015-12-05")
+    monkeypatch.setattr(Linear, "distance", "fid")
+    real = open_images(str(adm_reference(tmp_path / "ref.npz", pixels)))
+    evaluator = Evaluator(real, Linear(), ALONE, How(False), batch=64, progress=False)
+    said = "precision and recall are of 50 images of "
+    assert any(said in one for one in evaluator.evaluate(Held(pixels))["warnings"])
+    monkeypatch.setattr("evaluations.images.scores.KEPT", 50)
+    assert not any(said in one for one in evaluator.evaluate(Held(pixels))["warnings"])
 
 
 def test_sounds_of_another_rate_are_not_heard_too_fast(pixels, monkeypatch):

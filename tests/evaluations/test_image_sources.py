@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import tracemalloc
 import zipfile
@@ -13,10 +14,32 @@ from PIL import Image
 
 import domains
 from domains import reading
+from evaluations.extractors import Features
+from evaluations.images.evaluator import Evaluator
+from evaluations.images.scores import How
 from evaluations.images.sources import DataSetImages, NpzImages, open_images
+from runtime.distributed import Ranks
 from runtime.errors import InputError
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (10, 4, 6, 3), np.uint8)
+
+
+class Unpickled:
+    def __reduce__(self):
+        return pytest.fail, ("it was unpickled",)
+
+
+class Means:
+    """An extractor that sees the mean colors of an image."""
+
+    name, fingerprint, distance = "means", "f" * 64, "fd_means"
+    half_distances, reads_labels, rate, device = False, False, None, torch.device("cpu")
+
+    def __call__(self, images):
+        return Features(images.float().mean((2, 3)), None)
+
+    def probabilities(self, pool):
+        return None
 
 
 def everything(images, size=4):
@@ -63,16 +86,39 @@ def test_a_large_file_is_never_held_whole(tmp_path, save):
         ({"arr_0": IMAGES[0]}, r"arr_0 is uint8 \(4, 6, 3\)"),
         ({"arr_0": IMAGES[..., :2]}, "1 or 3 channels"),
         ({"arr_0": np.asfortranarray(IMAGES)}, "Fortran order"),
-        ({"arr_0": IMAGES, "arr_1": np.zeros(3, np.int64)}, "arr_1 is int64"),
-        ({"arr_0": IMAGES, "arr_1": np.zeros(10)}, "arr_1 is float64"),
         ({"arr_0": np.array([{}])}, "no readable .npz file .*array of object"),
-        ({"arr_0": IMAGES, "arr_1": np.array([{}])}, "no readable .npz"),
     ],
 )
 def test_what_are_no_images_is_refused_and_not_unpickled(tmp_path, arrays, words):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(InputError, match=words):
         NpzImages(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros(3, np.int64), "arr_1 is int64"),
+        (np.zeros(10), "arr_1 is float64"),
+        (np.full(10, "cat"), "arr_1 is <U3"),
+        (np.full((10, 2), "cat"), "arr_1 is <U3"),
+        (np.array([Unpickled()] * 10), "arr_1 cannot be read .*array of object"),
+    ],
+)
+def test_labels_that_are_no_classes_matter_to_those_alone_who_read_them(tmp_path, labels, words):
+    """ADM's evaluator never looks at them."""
+    np.savez(tmp_path / "x.npz", arr_0=IMAGES, arr_1=labels)
+    images = NpzImages(tmp_path / "x.npz")
+    assert everything(images).shape == (10, 3, 4, 6) and images.labels is None
+    assert re.search(words, images.strange)
+    real, alone = open_images(str(tmp_path / "x.npz")), Ranks(0, 1, torch.device("cpu"))
+    found = Evaluator(real, Means(), alone, How(False), batch=4, progress=False).evaluate(images)
+    assert any(re.search(f"{words}.*passed over", one) for one in found["warnings"])
+    reads = Means()
+    reads.reads_labels = True
+    evaluator = Evaluator(real, reads, alone, How(False), batch=4, progress=False)
+    with pytest.raises(InputError, match=f"x.npz: {words}.*mend it or leave it out"):
+        evaluator.evaluate(images)
 
 
 def test_damaged_files_are_named(tmp_path):
