@@ -18,6 +18,7 @@ from evaluations.extractors.inception import Inception, resize
 from evaluations.metrics import Moments, frechet_distance
 from runtime.errors import InputError
 from runtime.files import sha256_of
+from tests.commands import succeed
 from tests.evaluations import golden_inputs
 
 FOLDER = Path(__file__).parent / "golden"
@@ -114,6 +115,21 @@ def test_fid_and_sfid_are_those_of_adm(features, stored, distance, kind):
         for side in ("ref", "sample")
     )
     assert frechet_distance(ref, sample) == pytest.approx(stored[distance], rel=2e-5)
+
+
+def test_the_command_scores_files_as_adm_does(weights_file, tmp_path):
+    stored = GOLDEN["small"]
+    for side in ("ref", "sample"):
+        np.savez(tmp_path / f"{side}.npz", arr_0=golden_inputs.images(**stored[side]))
+    words = ["--inception-weights", weights_file, "--allow-unverified-weights", "--device", "cpu"]
+    succeed("evaluations.images.__main__", tmp_path / "ref.npz", tmp_path / "sample.npz", *words)
+    found = json.loads((tmp_path / "sample.score.json").read_text())
+    scores = found["scores"]
+    for distance in ("fid", "sfid"):
+        assert scores[distance] == pytest.approx(stored[distance], rel=2e-5)
+    assert scores["inception_score"] == pytest.approx(stored["inception_score"], rel=1e-5)
+    assert found["how"]["precision_recall"] == {"k": 3, "distances": "half"}
+    assert found["extractor"] == {"name": inception.NAME, "sha256": sha256_of(weights_file)}
 
 
 def half_pixel(before, after, device):

@@ -1,9 +1,11 @@
-"""Figures that are made of finished runs."""
+"""Figures that are made of finished runs, and the rows of Table 8."""
+
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from experiments import distances
+from experiments import distances, table8
 from tests.commands import call
 from tests.experiments.conftest import SHORT, TINY
 
@@ -33,3 +35,15 @@ def test_the_presets_own_pair_is_on_both_lines_of_distances():
     assert distances.lines_of(record) == ["digits, student 2", "digits, teacher 4"]
     record["flags"] = own | {"encoder_depth": 1}
     assert distances.lines_of(record) == ["digits, teacher 4"]
+
+
+def test_table_8_leaves_out_the_papers_blocks():
+    setting = SimpleNamespace(student=7, teacher=16, depth=28)
+    flag = "--skip-blocks"
+    assert table8.samplings(setting) == {
+        "whole": (),
+        "between": (flag, "9", "11", "13", "15"),
+        "after": (flag, "9", "11", "13", "15", "21"),
+        "before": (flag, "1", "9", "11", "13", "15"),
+        "all": (flag, "1", "9", "11", "13", "15", "21"),
+    }
