@@ -22,10 +22,11 @@ from evaluations.images.features import look_at
 from evaluations.images.reference import as_arrays, make_reference
 from evaluations.images.scores import How
 from evaluations.images.sources import Block, Real, open_images, real_of
-from evaluations.metrics import Moments, frechet_distance
+from evaluations.metrics import Moments, frechet_distance, precision_recall
 from runtime.distributed import Ranks
 from runtime.errors import InputError, LocalError
 from tests.commands import ROOT, call, launched, refused, succeed
+from tests.evaluations.lab import picture_folder
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 TOOL = "evaluations.images.__main__"
@@ -325,7 +326,67 @@ def test_a_made_reference_scores_like_the_data_set(tmp_path, digits_classifier, 
     assert content["arr_0"].shape == (1297, 8, 8, 1) and content["mu"].shape == (64,)
 
 
+def test_a_reference_keeps_a_fixed_random_choice_of_a_folder_sorted_by_class(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluations.images.reference.KEPT", 40)
+    folder = picture_folder(tmp_path / "images", [(name, 20) for name in "abcd"])
+    domain = domains.build("folder", data_path=str(folder), image_size=8, vae="none")
+    real = real_of("images", domain, workers=0)
+    for name in ("one", "two"):
+        made = make_reference(real, Linear(), ALONE, tmp_path / f"{name}.npz", batch=16)
+    one, two = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("one", "two"))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    (whole,) = real.images.blocks(range(80), 80)
+    pixels = whole.raw.movedim(1, -1).numpy()
+    rows = [int(np.flatnonzero((pixels == image).all((1, 2, 3)))[0]) for image in one["arr_0"]]
+    assert len(rows) == 40 and rows == sorted(set(rows))
+    assert one["arr_1"].tolist() == whole.y[rows].tolist()
+    assert (np.bincount(one["arr_1"], minlength=4) >= 4).all()  # and not the first 40 alone
+    assert made.pool.equal(Linear()(whole.raw[rows]).pool)
+    mean = Linear()(whole.raw).pool.double().mean(0)  # of all images
+    assert np.allclose(one["mu"], mean) and one["count"] == 80
+
+
 # The command
+
+
+@pytest.mark.parametrize("asked", [None, "half", "float32"])
+@pytest.mark.parametrize("own", [True, False])
+def test_distances_are_the_extractors_unless_they_are_asked_for(
+    tmp_path, pixels, monkeypatch, asked, own
+):
+    """In float16 points that are nearer than its steps are equal, and inside."""
+    monkeypatch.setattr(Linear, "half_distances", own)
+    monkeypatch.setattr("evaluations.images.__main__.open_extractor", lambda *_, **__: Linear())
+    nearly = noisy(pixels, 1)
+    ref, samples = save(tmp_path / "ref.npz", pixels), save(tmp_path / "s.npz", nearly)
+    words = ["--pr-precision", asked] if asked else []
+    succeed(TOOL, ref, samples, "--device", "cpu", *words)
+    found = json.loads((tmp_path / "s.score.json").read_text())
+    half = own if asked is None else asked == "half"
+    assert found["how"]["precision_recall"]["distances"] == ("half" if half else "float32")
+    sides = (Linear()(images).pool for images in (pixels, nearly))
+    expected = precision_recall(*sides, half=half)
+    scores = found["scores"]
+    assert (scores["precision"], scores["recall"]) == tuple(expected)
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_for_a_minute_is_better_than_noise(
+    tmp_path, digits_classifier, evaluator
+):
+    """Samples of the EMA model under the very classifier that the noise is scored by."""
+    (tmp_path / "runs").mkdir()
+    words = ["--preset", "digits", "--max-steps", 400, "--sample-every", 0, "--score-every", 400]
+    words += ["--score-samples", 200, "--score-extractor", f"classifier:{digits_classifier}"]
+    succeed("train", *words, "--results-dir", tmp_path / "runs", "--device", "cpu")
+    (log,) = (tmp_path / "runs").glob("*/log.jsonl")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    (trained,) = [row["scores"] for row in rows if "scores" in row]
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (200, 1, 8, 8), generator=random).byte()
+    found = evaluator.evaluate(Held(noise), with_floor=False)["scores"]
+    assert trained["fd_classifier"] < found["fd_classifier"] / 2
+    assert trained["precision"] > found["precision"] and trained["recall"] > found["recall"]
 
 
 @pytest.fixture
