@@ -24,8 +24,9 @@ class VisionTransformer:
     """A frozen encoder whose patches are as many as `grid` says.
 
     As REPA prepares images: normalized by the encoder's mean and deviation and resized (bicubic,
-    not antialiased) to its patch times the grid: 224 pixels for patches of 14 on 16x16. Positions
-    are resampled to the grid by timm.
+    not antialiased) to its patch times the grid: 224 pixels for patches of 14 on 16x16. Images of
+    twice that and more, 512 pixels, are antialiased. Positions are resampled to the grid by timm,
+    as in REPA; torch.hub's DINOv2 does it slightly differently.
 
     Args:
         name: of a timm vision transformer.
@@ -56,7 +57,9 @@ class VisionTransformer:
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 (B, 1 or 3, H, W) -> what the network reads."""
         x = images.expand(-1, 3, -1, -1).float() / 255
-        return F.interpolate((x - self.mean) / self.std, self.size, mode="bicubic")
+        x = (x - self.mean) / self.std
+        halved = any(side >= 2 * own for side, own in zip(x.shape[2:], self.size, strict=True))
+        return F.interpolate(x, self.size, mode="bicubic", antialias=halved)
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from .subject import Subject, chosen_blocks
 class Encoder(Subject):
     """A vision transformer of timm as a subject: its patch tokens, before the final norm.
 
-    Images are resized to its patches times its grid, bicubic; grey ones are repeated to three
-    channels. Class and register tokens are left out.
+    Images are resized to its patches times its grid, bicubic, and antialiased where that halves
+    them or more; grey ones are repeated to three channels. Class and register tokens are left out.
 
     Raises:
         InputError: a block that does not exist.
@@ -27,7 +27,11 @@ class Encoder(Subject):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"network": self.network.fingerprint, "grid": list(self.network.grid)}
+        resized = "bicubic, antialiased from a half on"  # features of before are not found again
+        return {
+            "network": self.network.fingerprint, "grid": list(self.network.grid),
+            "resized": resized,
+        }  # fmt: skip
 
     def tokens(self, batch: Batch, draw: int = 0) -> dict[int, Tensor]:
         return self.network.blocks(batch.raw, self.blocks)

@@ -28,8 +28,12 @@ def file(tmp_path_factory):
     return path
 
 
-def test_dinov2_sees_224_pixels_as_256_patch_tokens_before_its_last_norm(file):
-    network = VisionTransformer(NAME, file, (16, 16), ASKED)
+@pytest.fixture(scope="module")
+def network(file):
+    return VisionTransformer(NAME, file, (16, 16), ASKED)
+
+
+def test_dinov2_sees_224_pixels_as_256_patch_tokens_before_its_last_norm(network):
     assert network.size == (224, 224) and network.depth == 12
     batch = domains.build("digits").held_out_set().__getitems__(Draws.plain([0, 1]))
     found = Encoder(network, (3, 12))(batch)
@@ -47,9 +51,19 @@ def test_dinov2_sees_224_pixels_as_256_patch_tokens_before_its_last_norm(file):
     torch.testing.assert_close(network.tokens(batch.raw), normed)
 
 
-def test_blocks_it_does_not_have_are_refused(file):
+@pytest.mark.parametrize(("side", "smoothed"), [(256, False), (447, False), (512, True)])
+def test_large_images_are_antialiased_and_those_of_256_pixels_are_as_in_repa(
+    network, side, smoothed
+):
+    images = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
+    x = (images.float() / 255 - network.mean) / network.std
+    x = F.interpolate(x, (224, 224), mode="bicubic", antialias=smoothed)
+    assert network.pixels(images).equal(x)
+
+
+def test_blocks_it_does_not_have_are_refused(network):
     with pytest.raises(InputError, match="--blocks 13 does not exist: choose 1 to 12"):
-        Encoder(VisionTransformer(NAME, file, (16, 16), ASKED), (13,))
+        Encoder(network, (13,))
 
 
 def test_what_is_no_vision_transformer_is_refused():
