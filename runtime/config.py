@@ -14,6 +14,17 @@ from .errors import InputError
 Config = TypeVar("Config")
 PathType = Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50", "CogVideoX"]
 Prediction = Literal["velocity", "score", "noise", "data", "v_prediction"]
+# Numbers of blocks as words, `2 3`, or with commas, `2,3`.
+Blocks = Annotated[
+    tuple[int, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[INT [INT ...]]",
+        instance_from_str=lambda words: tuple(map(int, " ".join(words).replace(",", " ").split())),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda numbers: [*map(str, numbers)],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -235,7 +246,7 @@ class SampleFlags:
     cfg_channels: Literal["all", "3"] | None = None  # guided channels; None: 3 for SD latents
     guidance_low: float = 0.0  # guide where t >= this (t = 0 noise, t = 1 data)
     guidance_high: float = 1.0  # guide where t <= this
-    skip_blocks: tuple[int, ...] = ()  # blocks that are left out, counted from 1 (Table 8)
+    skip_blocks: Blocks = ()  # blocks that are left out, counted from 1 (Table 8)
     float64: bool = False  # keep the sampler's state in double precision
     tf32: bool = True  # TF32 matrix products on GPU
     bf16: bool = False  # run the network and the VAE's decoder under bfloat16 autocast

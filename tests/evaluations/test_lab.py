@@ -60,10 +60,13 @@ def test_a_checkpoint_named_from_among_its_own_is_of_its_run(tmp_path, monkeypat
 
 
 def test_blocks_that_are_left_out_tell_what_is_before_them(runs, tmp_path):
-    words = ["--epochs", 1, "--images", 100, *CPU, "--out", tmp_path, "--skip-blocks", 2, 3]
-    succeed("evaluations.classification", runs[0], *words)
-    accuracy = read(tmp_path / "classification.json")["accuracy"]
+    words = ["--epochs", 1, "--images", 100, *CPU, "--out", tmp_path]
+    succeed("evaluations.classification", runs[0], *words, "--skip-blocks", 2, 3)
+    found = read(tmp_path / "classification.json")
+    accuracy = found["accuracy"]
     assert accuracy[0] == accuracy[1] == accuracy[2] != accuracy[3]
+    succeed("evaluations.classification", runs[0], *words, "--skip-blocks", "2,3")
+    assert read(tmp_path / "classification.json") == found
 
 
 def test_an_encoders_features_are_probed_in_the_same_way(encoder, tmp_path):
