@@ -115,14 +115,15 @@ def colors(values: Tensor) -> Tensor:
 def picture(
     batch: Batch, panels: Sequence[tuple[Subject, dict[int, Tensor]]], noise: float, path: Path
 ) -> None:
-    """The image and the maps of all blocks, a network under the other."""
+    """The maps of all blocks row by row, right of the image, a network under the other."""
     image = batch.raw[0].cpu().permute(1, 2, 0).expand(-1, -1, 3)
-    height = -(-(1 + max(len(found) for _, found in panels)) // COLUMNS)
-    figure, axes = pages.figure_of(height * len(panels), COLUMNS, size=(1.4, 1.5))
-    for row, (_, found) in enumerate(panels):
-        own = axes[row * height : (row + 1) * height].flat
+    height = -(-max(len(found) for _, found in panels) // COLUMNS)
+    figure, axes = pages.figure_of(height * len(panels), 1 + COLUMNS, size=(1.4, 1.5))
+    for number, (_, found) in enumerate(panels):
+        own = axes[number * height : (number + 1) * height]
+        places = [own[0, 0], *own[:, 1:].flat]
         named = [(f"block {block}", colors(values)) for block, values in found.items()]
-        for axis, (name, tile) in zip(own, [("image", image), *named], strict=False):
+        for axis, (name, tile) in zip(places, [("image", image), *named], strict=False):
             axis.imshow(tile.numpy(), interpolation="nearest")
             axis.set_title(name, fontsize=8)
     for axis in axes.flat:

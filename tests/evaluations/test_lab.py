@@ -3,13 +3,19 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import domains
+from domains import Batch
+from domains.reading import chosen
 from evaluations.features.study import home
+from runtime.config import SampleFlags
+from sample import open_checkpoint
 from tests.commands import call, refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, picture_folder, save_checkpoint
 
@@ -161,8 +167,6 @@ def test_segmentation_heads_are_linear_heads_trained_apart(runs):
     from evaluations.segmentation.data import open_masks
     from evaluations.segmentation.heads import Fit, logits, make_heads, train
     from evaluations.segmentation.prepared import Prepared
-    from runtime.config import SampleFlags
-    from sample import open_checkpoint
 
     cpu = torch.device("cpu")
     opened = open_checkpoint(SampleFlags(ckpt=str(runs[0]), compile="off"), cpu)
@@ -209,6 +213,31 @@ def test_blocks_are_compared_with_an_encoder_and_with_another_model(runs, encode
     found = read(tmp_path / "similarity.json")
     for name in ("cka", "debiased_cka", "cknna"):
         assert np.diag(found[name]) == pytest.approx(np.ones(4))
+
+
+def test_cka_is_of_mean_tokens_brought_to_length_1(runs, tmp_path):
+    """Written out, by the kernels of both sides."""
+    from evaluations.features import Denoiser, View
+
+    words = ["--against", runs[1], "--pictures", 24, "--blocks", 1, 3, "--against-blocks", 2]
+    succeed("evaluations.similarity", runs[0], *words, *CPU, "--out", tmp_path)
+    cpu, images = torch.device("cpu"), domains.build("digits").held_out_set()
+    batch = images.__getitems__(domains.Draws.plain(chosen(500, 24, 0, "study")))
+
+    def kernel(run, block):
+        opened = open_checkpoint(SampleFlags(ckpt=str(run), compile="off"), cpu)
+        tokens = Denoiser(opened, (block,), View(noise=0.1))(batch)[block]
+        x = torch.nn.functional.normalize(tokens.mean(1).double(), dim=1)
+        kernel = x @ x.T
+        return kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
+
+    def alike(one, other):
+        return ((one * other).sum() / (one.norm() * other.norm())).item()
+
+    other = kernel(runs[1], 2)
+    expected = [[alike(kernel(runs[0], block), other)] for block in (1, 3)]
+    # Features are kept in float16.
+    assert np.allclose(read(tmp_path / "similarity.json")["cka"], expected, atol=1e-3)
 
 
 def test_an_encoder_is_compared_at_the_published_noise_or_in_the_public_scripts_view(
@@ -278,14 +307,37 @@ def test_components_are_those_of_the_covariance_with_a_fixed_sign():
     centred = tokens - tokens.mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred).flip(0)[:3]
     torch.testing.assert_close(found.square().sum(0), values)
-    torch.testing.assert_close(components(-tokens), -found * signs(tokens, found))
+    # The loadings of -x are those of x, so its components are the negative ones.
+    torch.testing.assert_close(components(-tokens), -found)
+    loadings = centred.T @ found / values.sqrt()
+    largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))
+    assert (largest > 0).all()
 
 
-def signs(tokens, found):
-    """The loadings of -x are those of x, up to the sign that is fixed: so are its components."""
-    from evaluations.maps import components
+def test_colors_reach_from_the_1st_to_the_99th_percentile_of_each_component():
+    from evaluations.maps import colors
 
-    return -(components(-tokens) / found).sign().mode(0).values
+    values = torch.arange(3 * 101, dtype=torch.float64).view(3, 101).T.reshape(1, 101, 3)
+    expected = ((torch.arange(101.0).double() - 1) / 98).clamp(0, 1)
+    torch.testing.assert_close(colors(values), expected[None, :, None].expand(1, 101, 3))
+
+
+def test_the_28_blocks_of_xl_are_four_rows_of_seven_beside_the_image(tmp_path, monkeypatch):
+    """As on the paper's pages, for every network; what is left of the grid is blank."""
+    from evaluations import maps, pages
+
+    def kept(figure, path):
+        drawn.extend(figure.axes)
+
+    drawn = []
+    monkeypatch.setattr(pages, "save", kept)
+    found = {block: torch.rand(4, 4, 3) for block in range(1, 29)}
+    batch = Batch(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), None, torch.zeros(1), [])
+    maps.picture(batch, [(SimpleNamespace(name="XL"), found)] * 2, 0.5, tmp_path / "x.png")
+    rows = np.array([axis.get_title() for axis in drawn]).reshape(8, 8)
+    assert rows[:, 0].tolist() == ["image", "", "", ""] * 2
+    blocks = [f"block {block}" for block in range(1, 29)]
+    assert rows[:4, 1:].flatten().tolist() == rows[4:, 1:].flatten().tolist() == blocks
 
 
 def test_the_loss_without_each_block_is_paired_with_the_whole_models(runs, tmp_path):
