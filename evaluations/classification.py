@@ -7,16 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tyro
 
-from evaluations import probes
+from evaluations import by_block, probes
 from evaluations.features import Study, StudyFlags
 from runtime import distributed
 from runtime.config import at_least, checked
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.files import write_json
 from runtime.text import columns
 
 
@@ -51,9 +49,8 @@ def main() -> None:
     found = probed(study, flags)
 
     def tell() -> None:
-        path = study.folder / "classification.json"
-        write_json(path, found)
-        print(f"{as_text(found)}\n{path}")
+        print(as_text(found))
+        print(*by_block.write(found, study.folder / "classification.json"), sep="\n")
 
     ranks.from_main(tell)
 
@@ -88,7 +85,7 @@ def probed(study: Study, flags: ProbeFlags) -> dict[str, Any]:
                 for block in test.blocks
             ]  # fmt: skip
 
-        return {
+        found = {
             "network": study.subject.name, "data": study.domain.name, "blocks": list(test.blocks),
             "train_images": len(views[0].labels), "test_images": len(test.labels),
             "view": study.subject.identity, "fit": vars(fit.resolved(len(views[0].labels))),
@@ -96,6 +93,7 @@ def probed(study: Study, flags: ProbeFlags) -> dict[str, Any]:
             "ridge": of_each(probes.ridge_accuracy),
             "knn": of_each(probes.knn_accuracy, k=flags.neighbors),
         }  # fmt: skip
+        return found | by_block.summary(found)
 
     return study.ranks.from_main(measure)
 
@@ -106,14 +104,13 @@ def as_text(found: dict[str, Any]) -> str:
         [f"block {block}", *(f"{found[name][i]:.2%}" for name in names)]
         for i, block in enumerate(found["blocks"])
     ]
-    rows.append(["mean", *(f"{np.mean(found[name]):.2%}" for name in names)])
-    best = found["blocks"][int(np.argmax(found["accuracy"]))]
+    rows.append(["mean", *(f"{found['mean'][name]:.2%}" for name in names)])
     return "\n".join(
         [
             f"{found['network']}: linear probes of {found['data']}, {found['train_images']:,} "
             f"images to train on, {found['test_images']:,} to test",
             columns(["", "linear, last epoch", "linear, best epoch", "ridge", "k-NN"], rows),
-            f"the best block is {best}",
+            f"the best block is {found['best_block']['accuracy']}",
             *(["note: the heads still learn: give more --epochs"] if found["rising"] else []),
         ]
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from evaluations import maps, pages, similarity
+from evaluations import by_block, maps, pages, similarity
 from evaluations.classification import ProbeFlags, probed
 from evaluations.features import Study, StudyFlags
 from evaluations.features.study import ENCODER, check_pictures
@@ -28,15 +28,6 @@ from runtime.text import columns
 from runtime.untrusted import read_json
 
 UNBIASED = {"debiased_cka", "cknna"}
-SHOWN = {  # score -> what people call it
-    "accuracy": "linear probe, accuracy",
-    "ridge": "ridge regression, accuracy",
-    "knn": "k-NN, accuracy",
-    "miou": "segmentation, mIoU",
-    "cka": "CKA with the encoder",
-    "debiased_cka": "debiased CKA with the encoder",
-    "cknna": "CKNNA with the encoder",
-}
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ def main() -> None:
     pictures = maps.draw(studies, flags)[:-1]
     content = {"networks": found, "ratios": ratios(found)}
     write_json(folder / "report.json", content)
-    draw(found, folder / "curves.png")
+    by_block.draw(found, folder / "curves.png")
     page = page_of(found, folder / "curves.png", likeness(studies, folder), pictures)
     with atomic_write(folder / "index.html") as file:
         file.write(page)
@@ -162,25 +153,6 @@ def likeness(studies: list[Study], folder: Path) -> list[Path]:
     return paths
 
 
-def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """A panel per score over the blocks, a color per network, dashed means: Figure 3's form."""
-    names = list(found[0]["scores"])
-    wide = min(3, len(names))
-    figure, axes = pages.figure_of(-(-len(names) // wide), wide)
-    for name, axis in zip(names, axes.flat, strict=False):
-        for number, one in enumerate(found):
-            values, color = one["scores"][name], f"C{number}"
-            axis.plot(one["blocks"], values, color=color, marker="o", markersize=3)
-            axis.axhline(np.mean(values), color=color, linestyle="--", linewidth=1)
-        axis.set_title(SHOWN[name])
-        axis.set_xlabel("block")
-    for axis in axes.flat[len(names) :]:
-        axis.set_axis_off()
-    lines = [axes.flat[0].plot([], [], color=f"C{number}")[0] for number in range(len(found))]
-    figure.legend(lines, [one["network"] for one in found], loc="outside lower center")
-    pages.save(figure, path)
-
-
 def rows_of(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Mean and best over the blocks by score and network, and the ratio of the means."""
     numbers = range(1, len(found) + 1)
@@ -197,7 +169,7 @@ def rows_of(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             means = [float(np.mean(one["scores"][name])) for one in found]
             ratio = f"{over[name] - 1:+.1%}" if name in over else "-"
             cells += [f"{means[0] - means[1]:+.4f}", ratio]
-        rows.append([SHOWN[name], *cells])
+        rows.append([by_block.SHOWN[name], *cells])
     return [*head, *(["1 - 2", "1 over 2"] if len(found) > 1 else [])], rows
 
 

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 
+from evaluations import by_block
 from evaluations.features import Subject, SubjectFlags
 from evaluations.features.study import check_pictures, check_shape, folder_of, open_subject
 from runtime import distributed
 from runtime.config import at_least, checked
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.files import write_json
 from runtime.text import columns
 
 from .data import open_masks
@@ -53,9 +52,8 @@ def main() -> None:
     check_pictures(subject)
     folder = folder_of(flags, subject)
     found = segmented(subject, flags, flags.seed, folder)
-    path = folder / "segmentation.json"
-    write_json(path, found)
-    print(f"{as_text(found)}\n{path}")
+    print(as_text(found))
+    print(*by_block.write(found, folder / "segmentation.json"), sep="\n")
 
 
 def check(flags: Any) -> None:
@@ -83,12 +81,13 @@ def segmented(
     train_set, test_set = (Prepared(subject, one, folder, batch) for one in sets)
     fit = Fit(flags.segmentation_epochs, batch, seed=seed)
     result = train(subject, train_set, test_set, fit)
-    return {
+    found = {
         "network": subject.name, "data": flags.masks, "blocks": list(subject.blocks),
         "train_images": len(train_set), "test_images": len(test_set), "pixels": size,
         "classes": list(sets[0].class_names), "view": subject.identity, "fit": vars(fit),
         "miou": result.final, "best_epoch": result.best, "rising": result.rising,
     }  # fmt: skip
+    return found | by_block.summary(found)
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -96,7 +95,7 @@ def as_text(found: dict[str, Any]) -> str:
         [f"block {block}", f"{found['miou'][i]:.2%}", f"{found['best_epoch'][i]:.2%}"]
         for i, block in enumerate(found["blocks"])
     ]
-    rows.append(["mean", *(f"{np.mean(found[name]):.2%}" for name in ("miou", "best_epoch"))])
+    rows.append(["mean", *(f"{found['mean'][name]:.2%}" for name in ("miou", "best_epoch"))])
     head = ["", "mIoU, last epoch", "mIoU, best epoch"]
     return "\n".join(
         [

@@ -56,6 +56,21 @@ def test_probes_of_every_block_are_written_beside_the_run(runs):
     assert np.all(np.array(found["best_epoch"]) >= found["accuracy"])
     assert 0.3 < max(found["accuracy"]) < 1 and 0.3 < max(found["knn"]) <= 1
     assert f"{np.mean(found['accuracy']):.2%}" in said and "the best block is" in said
+    check_blocks(found, said, "accuracy", "best_epoch", "ridge", "knn")
+
+
+def check_blocks(found, said, *names):
+    """Means and best blocks, and the same values as a CSV and as a picture, which are named."""
+    table, drawn, whole = map(Path, said.splitlines()[-3:])
+    assert read(whole) == found and picture(drawn).std() > 5
+    head, *rows = (line.split(",") for line in table.read_text().splitlines())
+    assert head == ["block", *names]
+    assert [int(row[0]) for row in rows] == found["blocks"]
+    for column, name in enumerate(names, start=1):
+        values = [float(row[column]) for row in rows]
+        assert values == found[name]
+        assert found["mean"][name] == pytest.approx(np.mean(values))
+        assert values[found["blocks"].index(found["best_block"][name])] == max(values)
 
 
 def test_a_checkpoint_named_from_among_its_own_is_of_its_run(tmp_path, monkeypatch):
@@ -153,12 +168,14 @@ def voc(tmp_path):
 
 def test_segmentation_of_voc_through_a_vae(latent_run, voc, tmp_path):
     words = ["--masks", "voc", "--masks-path", voc, "--segmentation-epochs", 60]
-    succeed("evaluations.segmentation.__main__", latent_run, *words, "--segmentation-batch", 8,
-            "--latent", "mode", *CPU, "--out", tmp_path / "out")  # fmt: skip
+    words += ["--segmentation-batch", 8, "--latent", "mode", *CPU, "--out", tmp_path / "out"]
+    said = succeed("evaluations.segmentation.__main__", latent_run, *words).out
     found = read(tmp_path / "out" / "segmentation.json")
     assert (found["train_images"], found["test_images"], found["pixels"]) == (16, 8, 32)
     assert len(found["miou"]) == 2 and max(found["miou"]) > 0.6
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["segmentation.json"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"segmentation.{end}" for end in ("csv", "json", "png")]
+    check_blocks(found, said, "miou", "best_epoch")
 
 
 def test_segmentation_heads_are_linear_heads_trained_apart(runs):
