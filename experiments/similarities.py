@@ -18,8 +18,8 @@ def runs(setting: Setting) -> list[Run]:
     """All at the preset's weight, though they are of different scale: read each row's gradient
     ratio, and repeat the table with -- --reg-weight W. Of images, TRD is
     the relation."""
-    seen = {"telemetry_every": setting.tenth}
-    return [vanilla(), *(layer_sync(name, similarity=name, **seen) for name in SIMILARITIES)]
+    same = {"reg_weight": setting.weight, "telemetry_every": setting.tenth}
+    return [vanilla(), *(layer_sync(name, similarity=name, **same) for name in SIMILARITIES)]
 
 
 TABLE = Experiment("similarities", "Similarities", ("t1-b",), runs)

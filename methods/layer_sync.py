@@ -53,9 +53,10 @@ NOTE = (
     "note: reg is minus the cosine of student and teacher. Blocks begin alike, so it is near -1 "
     "from the first steps on, which is no success: docs/how-it-works.md says what to read"
 )
-# --similarity -> weight, where it is not the cosine's. The paper states none for TRD; this is
-# VideoREPA's. The public fine-tuning code has 0.002, for the cosine.
-WEIGHTS = {"trd": 0.5}
+# --similarity -> weight, where it is not the cosine's; None: of another scale, and none published.
+# The paper states none for TRD, which of images is the relation; this is VideoREPA's. The public
+# fine-tuning code has 0.002, for the cosine.
+WEIGHTS = {"trd": 0.5, "relation": 0.5, "smooth_l1": None}
 
 
 def synced(
@@ -69,6 +70,11 @@ def synced(
         )
     weight = WEIGHTS.get(config.similarity, default_weight(model.depth))
     config = settled(config, reg_weight=weight)
+    if config.reg_weight is None:
+        raise InputError(
+            f"--similarity {config.similarity} depends on the scale of the features, and has no "
+            "published weight: give --reg-weight"
+        )
     sync = LayerSync(
         pairs,
         config.reg_weight,
@@ -78,11 +84,12 @@ def synced(
         reverse=config.reverse_sync,
         teacher=config.teacher,
     )
-    compares_images = config.teacher == "other_image" or config.similarity.startswith("centred")
-    least = 2 if compares_images else 1
+    other_image = config.teacher == "other_image"
+    least = 2 if other_image or config.similarity.startswith("centred") else 1
+    gathers = config.similarity == "centred_all" and not other_image
     teacher = random_teacher(model, config.global_seed) if config.teacher == "random" else None
     note = NOTE if config.reg_weight and (config.similarity, config.teacher) == PAPERS else None
-    return config, Method(sync, teacher=teacher, least_images=least, note=note)
+    return config, Method(sync, teacher=teacher, least_images=least, gathers=gathers, note=note)
 
 
 def similarity_of(config: TrainConfig, model: Denoiser, domain: Domain) -> Similarity:

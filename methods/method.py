@@ -38,7 +38,8 @@ class Method(NamedTuple):
     targets: Targets | None = None
     teacher: nn.Module | None = None  # in the EMA model's place
     least_images: int = 1  # of a micro-batch: some compare its images
-    note: str | None = None  # how the log's `reg` is to be read
+    gathers: bool = False  # whether those of the other ranks are compared, too
+    note: str | None = None  # how the log's `reg` is to be read, or what is not as published
 
 
 def settled(config: TrainConfig, **published: float | int) -> TrainConfig:

@@ -44,12 +44,14 @@ def dispersive(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[Tr
             schedule=schedule_of(config),
         ),
         least_images=2,
+        gathers=config.disp_gather,
     )
 
 
 # --repa-variant -> (weight, head, spatial normalization of the target)
 REPA = {"repa": (0.5, "mlp", False), "irepa": (1.0, "conv", True)}
 REPA_BLOCK = {12: 4, 24: 8, 28: 8}  # B, L, XL; else a third of the depth
+REPA_GRIDS = ((16, 16), (32, 32))  # of images of 256 and 512 pixels, whose tokens are 2x2 latents
 
 
 def repa(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConfig, Method]:
@@ -63,7 +65,11 @@ def repa(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainCon
         spatial_norm=spatial_norm, velocity_warmup=config.velocity_warmup,
         schedule=schedule_of(config),
     )  # fmt: skip
-    return config, Method(alignment, targets)
+    note = None
+    if model.grid not in REPA_GRIDS:
+        pixels, tokens = (" x ".join(map(str, n)) for n in (targets.encoder.size, model.grid))
+        note = f"note: the encoder sees {pixels} pixels for {tokens} tokens: REPA's are 224 or 448"
+    return config, Method(alignment, targets, note=note)
 
 
 def external(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConfig, Method]:
@@ -129,7 +135,12 @@ def sra(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConf
         raise InputError(f"--sra-cos-axis tokens: samples of {domain.name} are padded")
     distance, weight, decays = SRA_SETTINGS[config.sra_variant]
     config = settled(config, encoder_depth=student, gt_encoder_depth=teacher, reg_weight=weight)
-    schedule = schedule_of(config)
+    schedule, note = schedule_of(config), None
+    if decays and not config.sra_epoch_steps:
+        note = (
+            "note: the weight stays as it is; its paper's falls from epoch 150 on, with "
+            "--sra-epoch-steps N"
+        )
     if config.sra_epoch_steps:
         if not decays:
             raise InputError(
@@ -146,7 +157,8 @@ def sra(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[TrainConf
             distance=distance,
             cos_axis=config.sra_cos_axis,
             schedule=schedule,
-        )  # fmt: skip
+        ),
+        note=note,
     )
 
 

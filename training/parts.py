@@ -99,8 +99,11 @@ def described(new: Callable[[], Denoiser]) -> Denoiser:
     return model
 
 
-def with_length(config: TrainConfig, images: int, ranks: int, least: int = 1) -> TrainConfig:
+def with_length(config: TrainConfig, images: int, ranks: int, method: Method) -> TrainConfig:
     """The flags with `max_steps` decided.
+
+    Args:
+        images: of the data set.
 
     Raises:
         InputError: the global batch does not fit the data or the processes.
@@ -111,10 +114,11 @@ def with_length(config: TrainConfig, images: int, ranks: int, least: int = 1) ->
             f"--global-batch-size {batch} is not divisible by {ranks} processes x "
             f"{config.grad_accum} micro-batches"
         )
-    if batch // parts < least:
+    compared = batch // (config.grad_accum if method.gathers else parts)
+    if compared < method.least_images:
         raise InputError(
-            f"--loss-type {config.loss_type} compares images: a micro-batch needs {least} or more, "
-            f"and --global-batch-size {batch} gives {batch // parts}"
+            f"--loss-type {config.loss_type} compares images: a micro-batch needs "
+            f"{method.least_images} or more, and --global-batch-size {batch} gives {compared}"
         )
     if images < batch:
         raise InputError(

@@ -232,6 +232,14 @@ def test_the_papers_250_steps_of_heun_are_read_in_both_ways_where_250_are_taken(
     assert found == {("t1-b", "498-calls"): 250, ("t1-b", "250-calls"): 126} and digits < 126
 
 
+def test_similarities_are_compared_at_one_weight(results):
+    """Without the flag each has its own, or none."""
+    said = succeed("experiments.similarities", "--results", results, "--dry-run").out
+    trained = [shlex.split(line) for line in said.splitlines() if "train.py" in line]
+    weights = [words[words.index("--reg-weight") + 1] for words in trained[1:]]
+    assert weights == ["0.3"] * 5
+
+
 def test_networks_of_others_are_sampled_by_their_own_protocols(results):
     said = succeed("experiments.table7", "--results", results, "--dry-run").out
     drawn = [line for line in said.splitlines() if "sample_ddp.py" in line]

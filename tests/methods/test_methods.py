@@ -144,6 +144,7 @@ def test_a_term_that_starts_late_is_absent_before(tmp_path, flags_of):
 )  # fmt: skip
 def test_every_similarity_and_every_control_runs(tmp_path, flags_of, teacher, similarity):
     words = ["--teacher", teacher, "--similarity", similarity, "--max-steps", 2]
+    words += ["--reg-weight", 0.2]  # smooth_l1 has none of its own
     succeed("train", *flags_of("layer_sync"), *words, "--results-dir", tmp_path)
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path))
 
@@ -313,6 +314,8 @@ def test_features_of_other_images_are_refused(features, tmp_path):
         ("--loss-type external --targets [(1,'x',1e999)]", "names no features"),
         ("--loss-type dispersive --global-batch-size 1", "a micro-batch needs 2 or more"),
         ("--teacher other_image --grad-accum 12", "a micro-batch needs 2 or more"),
+        ("--loss-type dispersive --disp-gather --grad-accum 12", "a micro-batch needs 2 or more"),
+        ("--similarity smooth_l1", "smooth_l1 .* no published weight: give --reg-weight"),
     ],
 )
 def test_what_a_method_lacks_is_one_sentence(tmp_path, words, sentence):
@@ -321,6 +324,51 @@ def test_what_a_method_lacks_is_one_sentence(tmp_path, words, sentence):
     said = refused("train", *TINY, *words.split(), "--results-dir", tmp_path / "results")
     assert re.search(sentence, said)
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks"),
+    [
+        (dict(loss_type="dispersive", disp_gather=True), 4),
+        (dict(similarity="centred_all"), 4),
+        (dict(loss_type="dispersive"), 2),
+        (dict(similarity="centred"), 2),
+        (dict(similarity="centred_all", teacher="other_image"), 2),
+    ],
+)
+def test_an_image_per_rank_is_enough_where_those_of_all_ranks_are_compared(flags, ranks):
+    """Of a batch of 4, on so many ranks and no more."""
+    model = SiT((4, 4), 2, 3, hidden_size=12, depth=5, num_heads=1, num_classes=0)
+    config, method = built(model, global_batch_size=4, max_steps=1, **flags)
+    assert training.with_length(config, 10, ranks, method) == config
+    if ranks < 4:
+        with pytest.raises(InputError, match="needs 2 or more, .* gives 1"):
+            training.with_length(config, 10, 4, method)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "weight"), [("cosine", 0.2), ("relation", 0.5), ("trd", 0.5)]
+)
+def test_of_one_loss_by_two_names_the_weight_is_one(similarity, weight):
+    """Of images TRD is the relation."""
+    model = SiT((4, 4), 2, 3, hidden_size=12, depth=5, num_heads=1, num_classes=0)
+    assert built(model, similarity=similarity)[0].reg_weight == weight
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "note", "is_said"),
+    [
+        ("sra", [], "falls from epoch 150 on, with --sra-epoch-steps", True),
+        ("sra", ["--sra-epoch-steps", 3], "--sra-epoch-steps", False),
+        ("sra", ["--sra-variant", "cos"], "--sra-epoch-steps", False),
+        ("repa", [], "note: the encoder sees 32 x 32 pixels for 2 x 2 tokens", True),
+    ],
+)
+def test_what_a_run_does_not_take_from_the_paper_is_said_at_its_start(
+    tmp_path, flags_of, name, words, note, is_said
+):
+    words = [*words, "--max-steps", 1, "--results-dir", tmp_path]
+    assert (note in succeed("train", *flags_of(name), *words).out) == is_said
 
 
 @pytest.mark.parametrize("preset", ["t1-b", "digits"])

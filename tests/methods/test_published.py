@@ -41,8 +41,8 @@ def test_dispersive(variant, blocks, weight, tau):
 )
 def test_repa(variant, weight, head, normalized, monkeypatch):
     """2410.06940 and 2512.10794; block 4 of B, 8 of L and XL by its author's word."""
-    encoder = SimpleNamespace(width=768)
-    monkeypatch.setattr(rivals, "EncoderTargets", lambda *asked: encoder)
+    targets = SimpleNamespace(width=768, encoder=SimpleNamespace(size=(28, 28)))
+    monkeypatch.setattr(rivals, "EncoderTargets", lambda *asked: targets)
     for depth, block in zip(DEPTHS, (4, 8, 8), strict=True):
         config, term = built(depth, "repa", repa_variant=variant)
         assert (term.blocks, term.peak_weight, term.spatial_norm) == ((block,), weight, normalized)
@@ -50,6 +50,18 @@ def test_repa(variant, weight, head, normalized, monkeypatch):
         (projector,) = term.projectors
         assert type(projector) is head
     assert TrainConfig().repa_encoder == "vit_base_patch14_dinov2.lvd142m"
+
+
+@pytest.mark.parametrize(("side", "says"), [(32, False), (64, False), (16, True)])
+def test_repa_of_another_grid_than_its_papers_says_what_its_encoder_sees(side, says, monkeypatch):
+    targets = SimpleNamespace(width=768, encoder=SimpleNamespace(size=(side * 7, side * 7)))
+    monkeypatch.setattr(rivals, "EncoderTargets", lambda *asked: targets)
+    model = SiT((side, side), 2, 3, hidden_size=12, depth=2, num_heads=1, num_classes=0)
+    config = TrainConfig(loss_type="repa")
+    _, method = METHODS["repa"](config, model, domains.build("digits"))
+    assert (method.note is not None) == says
+    if says:
+        assert "112 x 112 pixels for 8 x 8 tokens" in method.note
 
 
 @pytest.mark.parametrize(
