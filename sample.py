@@ -125,7 +125,7 @@ class Opened(NamedTuple):
                     per_sample_error=per_sample_error, reverse=reverse, **common,
                 )  # fmt: skip
             if isinstance(flags, DDPMFlags):
-                return sampler.sample_ddpm(randn=randn, **common)
+                return sampler.sample_ddpm(ddim=flags.ddim, randn=randn, **common)
             return sampler.sample_sde(
                 sampling_method=flags.sampling_method, diffusion_form=flags.diffusion_form,
                 diffusion_norm=flags.diffusion_norm, last_step=flags.last_step,

@@ -336,7 +336,8 @@ def public_name(flags: NpzFlags, opened: Opened) -> str:
     stem = f"{model}-{found.path.stem}-cfg-{flags.cfg_scale}-{flags.per_proc_batch_size}"
     stem += "-balanced" if flags.labels == "balanced" else ""
     if isinstance(flags, DDPMFlags):
-        return f"{stem}-DDPM-{flags.num_sampling_steps or opened.transport.path.steps}"
+        solver = "DDIM" if flags.ddim else "DDPM"
+        return f"{stem}-{solver}-{flags.num_sampling_steps or opened.transport.path.steps}"
     solver = f"{flags.num_sampling_steps}-{flags.sampling_method}"
     if isinstance(flags, ODEFlags):
         return f"{stem}-ODE-{solver}"

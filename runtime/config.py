@@ -277,6 +277,7 @@ class SDEFlags:
 @dataclass(frozen=True)
 class DDPMFlags:
     num_sampling_steps: int | None = None  # network calls; None: all ticks of a clock, else 250
+    ddim: bool = False  # no noise between steps, and ticks that trail (as CogVideoX's pipeline)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,10 @@ def test_a_network_trained_whole_is_exported_as_a_transformer(folders, data, tmp
 
 def test_samples_of_captions_are_drawn_by_our_commands(runs, data, tmp_path):
     few = ["--num-sampling-steps", 3, "--cfg-scale", 3, "--device", "cpu"]
-    for kind, mode in (("Wan2.1", ["ODE", "--sampling-method", "euler"]), ("CogVideoX", ["DDPM"])):
+    for kind, mode in (
+        ("Wan2.1", ["--protocol", "wan"]),
+        ("CogVideoX", ["--protocol", "cogvideox"]),
+    ):
         where = ["--ckpt", runs[kind].folder, *data, *few]
         prompts = ["--prompts", "pushing a cup", "holding a box"]
         succeed("sample", *mode, *where, *prompts, "--out", tmp_path / f"{kind}.png")
@@ -181,6 +184,12 @@ def test_samples_of_captions_are_drawn_by_our_commands(runs, data, tmp_path):
     assert protocol["time_shift"] == 3.0 and protocol["image_size"] == 48
     assert protocol["network_precision"] == "bf16"
     assert len(protocol["captions"]) == len(protocol["text_encoder"]) == 64
+    # CogVideoX's pipeline draws no noise between its steps.
+    assert json.loads((tmp_path / "CogVideoX.json").read_text())["sampler"]["ddim"] is True
+    ancestral = ["DDPM", *where, *count[:-1], "ancestral"]
+    succeed("sample_ddp", *ancestral, "--sample-dir", tmp_path)
+    files = [np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("CogVideoX", "ancestral")]
+    assert not np.array_equal(*files)
     # Without captions at hand, or with others, they are not taken for finished.
     again = [*mode, "--ckpt", runs[kind].folder, *few, *count, "--sample-dir", tmp_path]
     assert "with the captions of its validation part: give --data-path" in refused(

@@ -16,6 +16,7 @@ SDE_SIGMA = dict(
     last_step_size=0.04,
 )
 EULER_50 = dict(mode="ODE", sampling_method="euler", num_sampling_steps=51)
+DDIM_50 = dict(mode="DDPM", ddim=True, num_sampling_steps=50)
 UNGUIDED = dict(cfg_scale=1.0)
 CFG_PAPER = dict(cfg_scale=1.37, cfg_channels="3", guidance_low=0.0, guidance_high=1.0)
 CFG_VIDEO = dict(cfg_channels="all", guidance_low=0.0, guidance_high=1.0)
@@ -29,9 +30,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "paper-sde": SDE_SIGMA | CFG_PAPER | dict(float64=False),  # LayerSync Table 2, 800 epochs: 1.89
     # MDM 2209.14916 on HumanML3D: 0.489 by the mended evaluator; LayerSync Table 4: 0.4801
     "mdm": dict(mode="DDPM", cfg_scale=2.5),
-    # Wan2.1 and CogVideoX-2B: the 50 calls and the guidance of their pipelines in diffusers, whose
-    # solvers are others: UniPC for Wan, DDIM (no noise between steps) for CogVideoX.
+    # Wan2.1: the 50 calls, the shift and the guidance of its pipeline in diffusers, whose solver is
+    # another, of higher order (UniPC).
     "wan": EULER_50 | CFG_VIDEO | dict(cfg_scale=5.0, time_shift=3.0, float64=False),
-    "cogvideox": dict(mode="DDPM", num_sampling_steps=50) | CFG_VIDEO | dict(cfg_scale=6.0),
+    # CogVideoX-2B: its pipeline's
+    "cogvideox": DDIM_50 | CFG_VIDEO | dict(cfg_scale=6.0, float64=False),
     "repa-sde": SDE_SIGMA | CFG_REPA | dict(float64=True),  # REPA 2410.06940, its best row
 }

@@ -1,7 +1,7 @@
 """Sampling: the network's prediction as a velocity and a noise, and a solver along them.
 
 ODE: dx = v dt.   SDE: dx = (v + D score) dt + sqrt(2 D) dW, the same marginals for every D >= 0.
-DDPM: x_s drawn from q(x_s | x_t, data), the data being the network's guess.
+DDPM: x_s drawn from q(x_s | x_t, data), the data being the network's guess; DDIM draws nothing.
 """
 
 from collections.abc import Callable
@@ -169,6 +169,7 @@ class Sampler:
         self,
         *,
         num_steps: int | None = None,
+        ddim: bool = False,
         guidance: Guidance | None = None,
         randn: Noise = torch.randn_like,
     ) -> Callable[..., Tensor]:
@@ -176,6 +177,8 @@ class Sampler:
 
         Args:
             num_steps: network calls, on a clock at most its ticks; None: all ticks, else 250.
+            ddim: no noise between steps (arXiv 2010.02502), and ticks that begin at the last one
+                and lie evenly to the data, which diffusers calls trailing (arXiv 2305.08891).
             randn: x -> standard normal noise like x, called once per step but the last.
 
         Raises:
@@ -188,9 +191,9 @@ class Sampler:
         if steps:
             if num_steps > steps:
                 raise ValueError(f"{num_steps} steps, but {transport.path.name} has {steps}")
-            times = [
-                time_of(tick, steps) for tick in time_grid(steps - 1, 0, num_steps, whole=True)
-            ]
+            last = steps / num_steps - 1 if ddim else 0
+            ticks = time_grid(steps - 1, last, num_steps, whole=True)
+            times = [time_of(tick, steps) for tick in ticks]
             ends = [*map(self.at, times), (1.0, 0.0)]
         else:
             *times, end = self.times(transport.sample_interval(), num_steps + 1)
@@ -205,9 +208,12 @@ class Sampler:
             ):
                 data = transport.data(predict(x, t, t), x, filled(t, x))
                 ratio = alpha / alpha_next
-                variance = sigma**2 - (ratio * sigma_next) ** 2  # of x_t about ratio x_s
-                x = (ratio * sigma_next**2 * x + alpha_next * variance * data) / sigma**2
-                if sigma_next:
+                kept = sigma_next / sigma  # of the noise in x_t
+                if not ddim:
+                    kept *= ratio * kept
+                x = kept * x + (alpha_next - kept * alpha) * data
+                if sigma_next and not ddim:
+                    variance = sigma**2 - (ratio * sigma_next) ** 2  # of x_t about ratio x_s
                     x = x + sigma_next / sigma * max(variance, 0.0) ** 0.5 * randn(x)
             return x.to(z.dtype)[None]
 

@@ -90,13 +90,16 @@ def test_wan_makes_50_guided_calls():
     assert run_protocol("wan").batches == [4] * 50
 
 
-def test_cogvideox_draws_by_50_ticks_from_the_last_to_the_first():
+def test_cogvideox_steps_by_50_ticks_from_the_last_as_its_pipeline_does():
+    """And as many before the data as between them, without noise."""
     _, row = flags_of("cogvideox")
     model = Recorder(lambda x, t: toy_field(x, t))
     sampler = Sampler(create_transport("CogVideoX", "v_prediction"))
-    sampler.sample_ddpm(num_steps=row["num_sampling_steps"])(normal(9, 2, 4, 4, 4), model)
+    steps, ddim = row["num_sampling_steps"], row["ddim"]
+    sampler.sample_ddpm(num_steps=steps, ddim=ddim, randn=None)(normal(9, 2, 4, 4, 4), model)
     ticks = [int(1000 * (1 - t)) for t in model.times]
-    assert len(ticks) == 50 and ticks[0] == 999 and ticks[-1] == 0
+    assert len(ticks) == 50 and ticks[0] == 999 and ticks[-1] == 19
+    assert ticks == list(range(999, 0, -20))
 
 
 def test_repa_sde_guides_from_t_of_three_tenths():

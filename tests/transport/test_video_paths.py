@@ -70,6 +70,19 @@ def test_sampling_begins_without_signal_and_ends_at_the_data():
     torch.testing.assert_close(x, data, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("calls", [20, 50])
+def test_ddim_is_the_loop_of_cogvideox_in_diffusers(calls):
+    scheduler = cogvideox()
+    scheduler.set_timesteps(calls)
+    x = z = normal(1, 2, 4)
+    for tick in scheduler.timesteps:
+        pred = toy_field(x, time_of(tick, 1000).repeat(2))
+        x = scheduler.step(pred, tick, x, return_dict=False)[0]
+    sampler = Sampler(create_transport("CogVideoX", "v_prediction"))
+    ours = sampler.sample_ddpm(num_steps=calls, ddim=True, randn=None)(z, toy_field)[-1]
+    torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shift", [3.0, 5.0])
 def test_shifted_times_are_the_sigmas_of_diffusers(shift):
     calls = 7
