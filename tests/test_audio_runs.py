@@ -187,13 +187,25 @@ def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path)
         assert (tmp_path / f"{name}.score.png").stat().st_size > 5000
     assert found["good"]["fd_classifier"] < 0.2 * found["noise"]["fd_classifier"]
     assert found["good"]["accuracy"] > 0.9 > found["noise"]["accuracy"]
-    # A reference holds the sounds themselves: with it, neither mp3 files nor PyAV are needed.
+    # A reference holds what was heard in the sounds: neither mp3 files nor PyAV are needed with it.
     reference, extractor = tmp_path / "ref.npz", ["--extractor", f"classifier:{file}"]
     score("make-reference", "mtg-jamendo", "--out", reference, *extractor, *where)
     score(reference, tmp_path / "good.npz", *extractor)
     again = json.loads((tmp_path / "good.score.json").read_text())
     assert again["scores"] == pytest.approx(found["good"], rel=1e-5)
     assert again["floor"]["images"] == 12
+    with np.load(reference) as content:
+        assert len(content["arr_0"]) == len(content["held_out"]) == 8
+        assert len(content["pool"]) == 36 and len(content["held_out_pool"]) == 12
+    # And of the held-out part alone: the scores of --held-out, kept.
+    score("mtg-jamendo", tmp_path / "good.npz", *extractor, *where, "--held-out")
+    live = json.loads((tmp_path / "good.score.json").read_text())
+    unseen = ["make-reference", "mtg-jamendo", "--held-out", 12, "--out", reference]
+    score(*unseen, *extractor, *where)
+    score(reference, tmp_path / "good.npz", *extractor)
+    stored = json.loads((tmp_path / "good.score.json").read_text())
+    assert stored["scores"] == pytest.approx(live["scores"], rel=1e-5)
+    assert stored["floor"] is None and stored["reference"]["images"] == 12
 
 
 @pytest.fixture(scope="module")

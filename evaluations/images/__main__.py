@@ -21,7 +21,7 @@ from domains.codecs import PIXELS
 from evaluations.extractors import Extractor, open_extractor
 from evaluations.extractors import classifier as classifiers
 from runtime import distributed
-from runtime.config import checked
+from runtime.config import at_least, checked
 from runtime.distributed import Ranks
 from runtime.entry import run, speaks
 from runtime.errors import InputError
@@ -77,13 +77,16 @@ class ScoreFlags(Flags):
 
 @dataclass(frozen=True)
 class ReferenceFlags(Flags):
-    """Write a reference as ADM's: statistics of all images, and 10,000 of them.
+    """Write a reference as ADM's: statistics of all images, and 10,000 of them, or of sounds and
+    clips the features of as many.
 
     $ python -m evaluations.images make-reference digits --out digits.npz --extractor classifier:F
     """
 
     data: tyro.conf.Positional[str] = tyro.MISSING  # .npz, folder or data set
     out: Path = tyro.MISSING  # the .npz to write
+    # of the held-out part of a data set alone, so many, as many as there will be samples: no floor
+    held_out: int | None = None
 
 
 @dataclass(frozen=True)
@@ -217,8 +220,9 @@ def write_reference() -> None:
     flags = checked(tyro.cli(ReferenceFlags, args=sys.argv[2:], console_outputs=speaks()))
     if flags.out.is_dir():
         raise InputError(f"--out {flags.out} is a folder: give it the name of a file")
+    at_least(flags, held_out=1)
     ranks = distributed.start(flags.device)
-    real = opened(flags.data, flags)
+    real = opened(flags.data, flags, held_out=flags.held_out)
     extractor = extractor_of(flags, ranks, real, flags.out.parent)
     made = make_reference(real, extractor, ranks, flags.out, batch=flags.batch_size)
     ranks.from_main(

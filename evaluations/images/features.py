@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluations.extractors import Extractor, Features, check_rate
+from evaluations.extractors import Extractor, Features, check_rate, inception
 from evaluations.metrics import Moments
 from runtime.distributed import Ranks
-from runtime.errors import LocalError
+from runtime.errors import InputError, LocalError
 
-from .sources import Images, classes_of_all
+from .sources import Images, NpzImages, classes_of_all, read_arrays
 
 MERGED = 1024  # rows that enter the moments at a time: a merge costs as much as a thousand rows
 
@@ -57,14 +57,19 @@ def look_at(
 ) -> Seen | None:  # fmt: skip
     """Features of the first `count` images (None: all), on rank 0; None on the others.
 
-    Every rank sees consecutive images, so a compressed file is read once per rank at most.
+    Every rank sees consecutive images, so a compressed file is read once per rank at most. Of a
+    file that stores features these are taken.
 
     Raises:
-        InputError: the images are damaged, or not such as the extractor takes.
+        InputError: the images are damaged, or not such as the extractor takes; or stored features
+            are another extractor's.
         LocalError: what it sees in them is not finite.
     """
     check_rate(extractor, images.rate, images.name)
     count = len(images) if count is None else count
+    if isinstance(images, NpzImages) and images.pool is not None:
+        check_extractor(images, extractor)
+        return seen_before(images, count) if ranks.is_main else None
     numbers = range(count * ranks.rank // ranks.size, count * (ranks.rank + 1) // ranks.size)
     pools, labels, pool, spatial, brightest = [], [], Pending(), Pending(), 0
     silent = not (progress and ranks.is_main)
@@ -94,6 +99,31 @@ def look_at(
         classes_of_all(labels),
         max(part[4] for part in parts),
     )
+
+
+def seen_before(images: NpzImages, count: int) -> Seen:
+    pool, y = images.pool[:count], images.labels
+    return Seen(pool, Moments.of(pool), None, None if y is None else y[:count], brightest=255)
+
+
+def check_extractor(images: NpzImages, extractor: Extractor) -> bool:
+    """Whether a file says by which weights its statistics were seen.
+
+    Raises:
+        InputError: they are another extractor's; those of a file that does not say are ADM's
+            Inception's.
+    """
+    found = read_arrays(images.path, ["extractor", "fingerprint"])
+    fingerprint = str(found["fingerprint"]) if "fingerprint" in found else None
+    theirs = str(found["extractor"]) if "extractor" in found else inception.NAME
+    ours = (extractor.name, extractor.fingerprint if fingerprint else None)
+    if ours != (theirs, fingerprint):
+        raise InputError(
+            f"{images.path} has statistics of {theirs} {(fingerprint or '')[:8]}, but --extractor "
+            f"is {extractor.name} {extractor.fingerprint[:8]}: take the one or make another "
+            "reference with make-reference"
+        )
+    return fingerprint is not None
 
 
 def check_finite(features: Features, extractor: Extractor, images: Images) -> None:

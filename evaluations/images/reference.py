@@ -17,10 +17,20 @@ from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.random import generator
 
-from .features import Seen, look_at
-from .sources import LABELS, DataSetImages, Images, NpzImages, Real, classes_of_all, read_arrays
+from .features import Seen, check_extractor, look_at
+from .sources import (
+    FEATURES,
+    LABELS,
+    DataSetImages,
+    Images,
+    NpzImages,
+    Real,
+    classes_of_all,
+    read_arrays,
+)
 
 KEPT = 10_000  # images that a reference keeps for precision, recall and KID, as ADM's do
+SHOWN = 8  # sounds or clips that it holds as they are: a row of the picture beside the scores
 # What an .npz holds of the statistics, by ADM's names, and which features they are of.
 STORED = {"mu": "mean of pool", "sigma": "covariance of pool", "mu_s": "mean of spatial features",
           "sigma_s": "covariance of spatial features"}  # fmt: skip
@@ -89,27 +99,17 @@ def stored_statistics(images: NpzImages, extractor: Extractor) -> Stored | None:
     """mu and sigma of an .npz, as ADM's references have them.
 
     Raises:
-        InputError: they are another extractor's; those of a file that does not say are ADM's
-            Inception's.
+        InputError: they are another extractor's, or damaged.
     """
     if "mu" not in images.names:
         return None
-    found = read_arrays(images.path, [*STORED, "extractor", "fingerprint", "count"])
-    fingerprint = str(found["fingerprint"]) if "fingerprint" in found else None
-    theirs = str(found["extractor"]) if "extractor" in found else inception.NAME
-    ours = (extractor.name, extractor.fingerprint if fingerprint else None)
-    if ours != (theirs, fingerprint):
-        raise InputError(
-            f"{images.path} has statistics of {theirs} {(fingerprint or '')[:8]}, but --extractor "
-            f"is {extractor.name} {extractor.fingerprint[:8]}: take the one or make another "
-            "reference with make-reference"
-        )
+    vouched = check_extractor(images, extractor) or extractor.fingerprint == inception.SHA256
+    found = read_arrays(images.path, [*STORED, "count"])
     count = found.get("count")
     if count is not None and (count.shape != () or count.dtype.kind != "i" or count < 1):
         raise InputError(f"{images.path}: count is {count!r}, not a number of images")
     pool = gaussian(images.path, found, "mu", "sigma")
     spatial = gaussian(images.path, found, "mu_s", "sigma_s") if "mu_s" in found else None
-    vouched = fingerprint is not None or extractor.fingerprint == inception.SHA256
     return Stored(None if count is None else int(count), pool, spatial, vouched)
 
 
@@ -152,13 +152,24 @@ def make_reference(
     """Write a reference as ADM's: arr_0 of up to 10,000 images, mu, sigma, mu_s, sigma_s of all;
     and the extractor's fingerprint, the images' number and up to 10,000 held-out images.
 
-    Holds the images that it writes in memory: 2 GB of 256 pixels, and as much held out.
+    Holds the images that it writes in memory: 2 GB of 256 pixels, and as much held out. As many
+    sounds would be 18 GB and clips hundreds: of these the features stand for all but the first 8.
     """
     looking = partial(look_at, extractor=extractor, ranks=ranks, batch=batch)
     reference = reference_of(real, extractor, looking)
+    images, held_out = real
+    pictures = len(images.shape) == 3
+    unseen = 0 if held_out is None else min(KEPT, len(held_out))  # by training
+    seen = looking(held_out, count=unseen) if unseen and not pictures else None
     if reference is None:
         return None
-    arrays = as_arrays("arr_0", real.images, kept(len(real.images)), batch) | {
+    if pictures:
+        arrays = as_arrays("arr_0", images, kept(len(images)), batch)
+        arrays |= as_arrays("held_out", held_out, torch.arange(unseen), batch) if unseen else {}
+    else:
+        arrays = as_features("arr_0", images, reference.pool[kept(len(reference.pool))])
+        arrays |= as_features("held_out", held_out, seen.pool, seen.y) if seen else {}
+    arrays |= {
         "mu": reference.moments.mean.numpy(),
         "sigma": reference.moments.covariance.numpy(),
         "extractor": np.array(extractor.name),
@@ -166,26 +177,22 @@ def make_reference(
     }
     if reference.count is not None:
         arrays["count"] = np.array(reference.count)
-    if real.images.frame_stride is not None:
-        arrays["frame_stride"] = np.array(real.images.frame_stride)
+    if images.frame_stride is not None:
+        arrays["frame_stride"] = np.array(images.frame_stride)
     if reference.spatial is not None:
         arrays |= {
             "mu_s": reference.spatial.mean.numpy(),
             "sigma_s": reference.spatial.covariance.numpy(),
         }
-    if real.held_out is not None:
-        first = torch.arange(min(KEPT, len(real.held_out)))
-        arrays |= as_arrays("held_out", real.held_out, first, batch)
     with atomic_write(out) as file:
         np.savez(file, **arrays)
     return reference
 
 
 def as_arrays(name: str, images: Images, numbers: Tensor, batch: int) -> dict[str, np.ndarray]:
-    """Some images, by rising numbers, and their classes, as arrays of an .npz."""
+    """Some pictures, by rising numbers, and their classes, as arrays of an .npz."""
     last, channels, *axes = int(numbers[-1]) + 1, *images.shape
-    dtype = np.int16 if len(axes) == 1 else np.uint8  # of sounds and of pictures
-    values = np.empty((len(numbers), *axes, channels), dtype)  # once: it may be 2 GB
+    values = np.empty((len(numbers), *axes, channels), np.uint8)  # once: it may be 2 GB
     wanted, labels, done, first = torch.zeros(last, dtype=torch.bool), [], 0, 0
     wanted[numbers] = True
     for raw, y in images.blocks(range(last), batch):
@@ -196,3 +203,12 @@ def as_arrays(name: str, images: Images, numbers: Tensor, batch: int) -> dict[st
         done, first = done + len(some), first + len(raw)
     y = classes_of_all(labels)
     return {name: values} | ({} if y is None else {LABELS[name]: y.numpy()})
+
+
+def as_features(
+    name: str, images: Images, pool: Tensor, y: Tensor | None = None
+) -> dict[str, np.ndarray]:
+    """Features (N, D) of sounds or clips, their classes, and the first few as they are."""
+    few = next(images.blocks(range(min(SHOWN, len(images))), SHOWN)).raw
+    arrays = {name: np.ascontiguousarray(few.movedim(1, -1)), FEATURES[name]: pool.numpy()}
+    return arrays | ({} if y is None else {LABELS[name]: y.numpy()})

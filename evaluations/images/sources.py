@@ -70,6 +70,8 @@ class Images(Protocol):
 # Images of an .npz -> their classes, int (N,), where they are there. What training never saw is in
 # references of `make-reference` alone.
 LABELS = {"arr_0": "arr_1", "held_out": "held_out_labels"}
+# Sounds and clips of such references -> the features that an extractor saw in them, float (N, D).
+FEATURES = {"arr_0": "pool", "held_out": "held_out_pool"}
 
 
 class NpzImages:
@@ -77,7 +79,8 @@ class NpzImages:
 
     Read as it is needed, for 50,000 images of 256 pixels are 10 GB. Nothing is unpickled. Labels
     that are no classes are passed over, as ADM's evaluator does with all; `strange` says what they
-    are.
+    are. Where features are stored (`pool`), they are of all N, and `blocks` ends after the few
+    that the file holds beside them.
 
     Raises:
         InputError: no such file, damaged, or another kind of arrays.
@@ -93,7 +96,7 @@ class NpzImages:
                 there = ", ".join(self.names) or "nothing"
                 raise InputError(f"{path} has no array {array} (the images), but {there}")
             shape, in_columns, dtype = self.opened().header
-            stride = read_arrays(self.path, ["frame_stride"]).get("frame_stride")
+            found = read_arrays(self.path, ["frame_stride", FEATURES[array]])
         except InputError:
             raise
         except DAMAGED as error:
@@ -109,9 +112,12 @@ class NpzImages:
             )
         if min(shape) < 1 or math.prod(shape[1:]) * dtype.itemsize > MOST_SAMPLE:
             raise InputError(f"{path}: {array} has the shape {shape}")
-        self.count, *axes, channels = shape
+        self.held, *axes, channels = shape
         self.dtype, self.shape = dtype, (channels, *axes)
+        self.pool = features_of(self.path, found, FEATURES[array])
+        self.count = self.held if self.pool is None else len(self.pool)
         self.labels, self.strange = self.classes()
+        stride = found.get("frame_stride")
         if stride is not None and (stride.shape != () or stride.dtype.kind != "i" or stride < 1):
             raise InputError(f"{path}: frame_stride is {stride!r}, not a number of frames")
         self.frame_stride = None if stride is None else int(stride)
@@ -125,8 +131,9 @@ class NpzImages:
         try:
             with self.opened().file as file:
                 file.seek(file.tell() + numbers.start * row)
-                for first in range(numbers.start, numbers.stop, size):
-                    stop = min(first + size, numbers.stop)
+                last = min(numbers.stop, self.held)
+                for first in range(numbers.start, last, size):
+                    stop = min(first + size, last)
                     content = file.read((stop - first) * row)
                     if len(content) < (stop - first) * row:
                         raise EOFError(f"it ends before image {stop}")
@@ -166,6 +173,20 @@ class NpzImages:
             f"{self.path}: {name} is {labels.dtype} {labels.shape}, not a class id for each of "
             f"{self.count} images"
         )
+
+
+def features_of(path: Path, found: dict[str, np.ndarray], name: str) -> Tensor | None:
+    """float32 (N, D); None: the file has none.
+
+    Raises:
+        InputError: they are something else.
+    """
+    if name not in found:
+        return None
+    pool = found[name]
+    if pool.ndim != 2 or pool.dtype.kind != "f" or not (pool.size and np.isfinite(pool).all()):
+        raise InputError(f"{path}: {name} is {pool.dtype} {pool.shape}, not finite features (N, D)")
+    return torch.from_numpy(pool.astype(np.float32))
 
 
 def names_in(path: Path) -> list[str]:

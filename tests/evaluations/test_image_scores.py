@@ -310,6 +310,52 @@ def test_a_reference_can_be_made_again_of_one_whose_number_is_not_known(
     assert np.allclose(mean, np.load(tmp_path / "old.npz")["mu"])
 
 
+def test_a_reference_of_clips_holds_their_features(tmp_path):
+    """10,000 clips of SSv2 would be 395 GB; eight of them are for the picture."""
+
+    def drawn(seed, count):
+        random = torch.Generator().manual_seed(seed)
+        return torch.randint(0, 256, (count, 4, 6, 5, 3), generator=random).byte().numpy()
+
+    np.savez(
+        tmp_path / "clips.npz", arr_0=drawn(0, 60), held_out=drawn(1, 30), frame_stride=2,
+        held_out_labels=np.arange(30),
+    )  # fmt: skip
+    np.savez(tmp_path / "samples.npz", arr_0=drawn(2, 25))
+    clips, samples = (open_images(str(tmp_path / f"{name}.npz")) for name in ("clips", "samples"))
+    make_reference(clips, Linear(), ALONE, tmp_path / "made.npz", batch=16)
+    content = np.load(tmp_path / "made.npz")
+    shapes = {name: content[name].shape for name in content.files}
+    assert shapes["arr_0"] == shapes["held_out"] == (8, 4, 6, 5, 3)
+    assert shapes["pool"] == (60, 8) and shapes["held_out_pool"] == (30, 8)
+
+    made = open_images(str(tmp_path / "made.npz"))
+    assert len(made.held_out) == 30 and made.held_out.labels.tolist() == list(range(30))
+    found, expected = (
+        Evaluator(real, Linear(), ALONE, How(False), batch=16).evaluate(samples.images)
+        for real in (made, clips)
+    )
+    names = set(found["scores"]) - {"sfd_linear"}  # spatial features are not kept
+    for one, other in ((found, expected), (found["floor"], expected["floor"])):
+        assert {name: one["scores"][name] for name in names} == pytest.approx(
+            {name: other["scores"][name] for name in names}, rel=1e-6
+        )
+    assert found["clips"] == expected["clips"] and found["clips"]["frame_stride"] == 2
+    assert sum(len(block.raw) for block in made.held_out.blocks(range(30), 3)) == 8
+    make_reference(made, Linear(), ALONE, tmp_path / "again.npz", batch=16)
+    assert np.array_equal(np.load(tmp_path / "again.npz")["pool"], content["pool"])
+
+    # Features are not those of samples under another extractor, nor anything else.
+    other = Linear()
+    other.fingerprint = "e" * 64
+    with pytest.raises(InputError, match="statistics of linear ffffffff, but --extractor"):
+        look_at(made.held_out, other, ALONE, batch=16)
+    for wrong in (np.zeros(3), np.full((60, 8), np.nan), np.zeros((60, 8), int), np.zeros((0, 8))):
+        np.savez(tmp_path / "bad.npz", **dict(content) | {"pool": wrong})
+        with pytest.raises(InputError, match="pool is .* not finite features"):
+            open_images(str(tmp_path / "bad.npz"))
+
+
 def test_a_made_reference_scores_like_the_data_set(tmp_path, digits_classifier, held_out):
     samples = save(tmp_path / "s.npz", noisy(held_out.raw, 8), held_out.y)
     extractor = ["--extractor", f"classifier:{digits_classifier}", "--device", "cpu"]
@@ -497,6 +543,7 @@ def test_results_are_compared_only_if_they_were_made_alike(tmp_path, held_out, d
         (["digits", "{samples}", "--out", "{folder}"], "is a folder"),
         (["digits", "{samples}", "--extractor-weights", "x"], "those of --extractor timm"),
         (["make-reference", "digits", "--out", "{folder}"], "is a folder"),
+        (["make-reference", "digits", "--out", "x.npz", "--held-out", "0"], "give 1 or more"),
         (["digits", "{color}", "--extractor", "classifier"], "trained on images of"),
         (["make-reference", "digits", "--out", "{folder}/no.npz"], "no Inception weights"),
     ],
