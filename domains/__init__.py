@@ -130,6 +130,7 @@ DATASETS = {
     "clevrer": Row(
         video.clevrer,
         default_flags(256, 0, "ema", hflip=False) | dict(num_frames=16, frame_stride=3),
+        dict(fps=25),
         create=video.videos,
     ),
     # Something-Something V2's webm files and lists; with its captions for Wan2.1 and CogVideoX
@@ -137,14 +138,14 @@ DATASETS = {
         video.ssv2,
         default_flags(None, 0, None, hflip=False)
         | dict(num_frames=33, frame_stride=1, text_encoder=texts.NONE),
-        dict(holds=True),
+        dict(fps=12, holds=True),
         create=captioned_video.ssv2_domain,
     ),
     # images that move, in CLEVRER's layout: --data-path the folder of experiments.moving
     "moving": Row(
         video.clevrer,
         default_flags(32, None, PIXELS, hflip=False) | dict(num_frames=8, frame_stride=2),
-        dict(channels=1),
+        dict(fps=25, channels=1),
         create=video.videos,
     ),
     # random moments of Stable Diffusion's shape in memory: benchmarks, cluster tests

@@ -119,14 +119,15 @@ class CaptionedFolder:
 
 def captioned(
     name: str, *, image_size: int | None, num_classes: int | None, vae: str, text_encoder: str,
-    num_frames: int, frame_stride: int, holds: bool, data_path: str | None, cache_dir: str | None,
-    skip_corrupt: bool, **_,
+    num_frames: int, frame_stride: int, fps: int, holds: bool, data_path: str | None,
+    cache_dir: str | None, skip_corrupt: bool, **_,
 ) -> "CaptionedVideoDomain":  # fmt: skip
     """The domain of files.
 
     Args:
         image_size: height of frames, whose proportions are those that the network was trained at;
             None: that network's.
+        fps: of the videos.
 
     Raises:
         InputError: flags that do not go together, or a VAE that does not divide the clips.
@@ -138,7 +139,7 @@ def captioned(
         cache_dir=cache_dir, skip_corrupt=skip_corrupt,
     )  # fmt: skip
     cut = Cut(num_frames, frame_stride, size, holds=holds)
-    return CaptionedVideoDomain.create(name, source, cut, num_classes, text_encoder, cache_dir)
+    return CaptionedVideoDomain.create(name, source, cut, fps, num_classes, text_encoder, cache_dir)
 
 
 @dataclass(frozen=True)
@@ -151,15 +152,16 @@ class CaptionedVideoDomain(ClipDomain):
 
     @classmethod
     def create(
-        cls, name: str, source: CaptionedSource, cut: Cut, num_classes: int | None,
+        cls, name: str, source: CaptionedSource, cut: Cut, fps: int, num_classes: int | None,
         text_encoder: str, cache_dir: str | None,
     ) -> "CaptionedVideoDomain":  # fmt: skip
         if num_classes:
             raise InputError(f"--num-classes {num_classes}: {name} has captions, not classes")
         raw_shape = (3, cut.frames, *cut.size)
         return cls(
-            name, raw_shape, source.latent_shape, source.vae, source, cut, text_encoder, cache_dir
-        )
+            name, raw_shape, source.latent_shape, source.vae, source, cut, fps, text_encoder,
+            cache_dir,
+        )  # fmt: skip
 
     @property
     def image_size(self) -> int:

@@ -19,7 +19,6 @@ from .decoding import Unreadable, center_crop
 from .pictures import save_grid, sheet
 from .sound import container, pyav
 
-FPS = 8  # of samples; CLEVRER has 25 frames a second, every third of which is in a clip
 MOST_PIXELS = 2**26  # of a frame: twice 8K
 MOST_BYTES = 2**31  # of the frames of a whole video: 7 minutes of 256 x 256 pixels
 MODES = {1: "L", 3: "RGB"}
@@ -191,11 +190,11 @@ def strips(clips: Tensor, *, most: int, size: int) -> Tensor:
     return own.unflatten(0, frames.shape[:2]).permute(0, 2, 3, 1, 4).flatten(3)
 
 
-def save_clips(clips: Tensor, path: Path) -> None:
+def save_clips(clips: Tensor, path: Path, fps: float) -> None:
     """uint8 (B, C, T, H, W): a PNG sheet, a row of frames per clip, and all of them moving side by
-    side in an mp4 of the same name."""
+    side in an mp4 of the same name, so many frames a second."""
     clips = clips.cpu()
     save_grid(strips(clips, most=8, size=min(max(clips.shape[3], 64), 128)), path, columns=1)
     columns = math.ceil(math.sqrt(len(clips)))
     with atomic_write(path.with_suffix(".mp4")) as file:
-        write_mp4(file, (sheet(frame, columns) for frame in clips.unbind(2)), FPS, crf=12)
+        write_mp4(file, (sheet(frame, columns) for frame in clips.unbind(2)), fps, crf=12)

@@ -230,4 +230,4 @@ def videos(
         num_frames or defaults["num_frames"], frame_stride or defaults["frame_stride"],
         (size, size), holds=defaults.get("holds", False),
     )  # fmt: skip
-    return VideoDomain.create(name, source, cut, num_classes)
+    return VideoDomain.create(name, source, cut, defaults["fps"], num_classes)

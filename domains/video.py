@@ -367,10 +367,14 @@ class Folder:
 
 def videos(
     name: str, source: Callable[[Where], Videos], *, image_size: int | tuple[int, int],
-    num_classes: int | None, vae: str, num_frames: int, frame_stride: int, channels: int = 3,
-    holds: bool = False, data_path: str | None, cache_dir: str | None, skip_corrupt: bool, **_,
+    num_classes: int | None, vae: str, num_frames: int, frame_stride: int, fps: int,
+    channels: int = 3, holds: bool = False, data_path: str | None, cache_dir: str | None,
+    skip_corrupt: bool, **_,
 ) -> "VideoDomain":  # fmt: skip
     """The domain of files, from resolved flags.
+
+    Args:
+        fps: of the videos.
 
     Raises:
         InputError: flags that do not fit together.
@@ -383,7 +387,7 @@ def videos(
         cache_dir=cache_dir, skip_corrupt=skip_corrupt,
     )  # fmt: skip
     cut = Cut(num_frames, frame_stride, size, channels, holds)
-    return VideoDomain.create(name, folder, cut, num_classes)
+    return VideoDomain.create(name, folder, cut, fps, num_classes)
 
 
 @dataclass(frozen=True)
@@ -392,6 +396,7 @@ class ClipDomain(Domain):
 
     source: Any  # what is cut, a VideoSource or a CaptionedSource
     cut: Cut
+    fps: int  # of the videos, of which a clip has every `cut.stride`th frame
 
     @property
     def num_frames(self) -> int:
@@ -414,8 +419,9 @@ class ClipDomain(Domain):
         return raw.permute(0, 2, 3, 4, 1).cpu().numpy()
 
     def save_grid(self, raw: Tensor, path: str | Path, **_) -> None:
-        """A row of frames per clip, and the clips beside each other as an mp4, NAME.mp4."""
-        save_clips(raw, Path(path))
+        """A row of frames per clip, and the clips beside each other as an mp4, NAME.mp4, in which
+        things move as fast as in the videos."""
+        save_clips(raw, Path(path), self.fps / self.cut.stride)
 
 
 @dataclass(frozen=True)
@@ -427,12 +433,12 @@ class VideoDomain(ClipDomain):
 
     @classmethod
     def create(
-        cls, name: str, source: VideoSource, cut: Cut, num_classes: int | None
+        cls, name: str, source: VideoSource, cut: Cut, fps: int, num_classes: int | None
     ) -> "VideoDomain":
         channels, *axes = source.frame_shape
         raw_shape = (cut.channels, cut.frames, *cut.size)
         shape = (channels, cut.frames, *axes)
-        return cls(name, raw_shape, shape, source.vae, source, cut, num_classes)
+        return cls(name, raw_shape, shape, source.vae, source, cut, fps, num_classes)
 
     @property
     def num_classes(self) -> int:

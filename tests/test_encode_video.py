@@ -96,6 +96,7 @@ def test_clips_of_any_frames_are_cut_as_from_the_files(encoded, root, tiny_vae, 
     stored, online = built(encoded, **free), built(root, vae=tiny_vae, image_size=16, **free)
     assert (stored.shape, stored.raw_shape) == (online.shape, online.raw_shape)
     assert stored.vae == tiny_vae and stored.num_classes == 0
+    assert stored.fps == online.fps == 25
     assert_same_clips(stored, online, [0, 1, 1, 2], [5, 6, 7, 8])
     assert_same_clips(stored, online, [0, 1], [0, 9], held_out=True)
 
@@ -260,6 +261,7 @@ def test_a_stored_clip_is_the_one_that_evaluation_sees_of_the_file(
     online = built(ssv2, "ssv2", num_frames=9, image_size=48, **own)
     assert (stored.shape, stored.raw_shape) == (online.shape, online.raw_shape)
     assert (stored.num_frames, stored.frame_stride) == (9, 1) and stored.vae == online.vae
+    assert stored.fps == online.fps == 12
     assert stored.codec.uses_noise == online.codec.uses_noise == (kind == "CogVideoX")
     assert stored.identity == online.identity
     assert_same_clips(stored, online, [0, 2, 5], [0, 0, 0])

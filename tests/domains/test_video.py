@@ -136,7 +136,7 @@ def test_pixels_come_back_as_they_were(root):
 
 def test_samples_are_a_sheet_of_frames_and_a_video(tmp_path):
     clips = torch.randint(0, 256, (3, 3, 16, 9, 9), dtype=torch.uint8)
-    save_clips(clips, tmp_path / "s.png")
+    save_clips(clips, tmp_path / "s.png", fps=8)
     with av.open(str(tmp_path / "s.mp4")) as file:
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
     assert len(frames) == 16
@@ -146,6 +146,17 @@ def test_samples_are_a_sheet_of_frames_and_a_video(tmp_path):
 
     with Image.open(tmp_path / "s.png") as image:
         assert image.size == (8 * (64 + 2) + 4, 3 * (64 + 2) + 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "fps"),
+    [("clevrer", 3, 25 / 3), ("clevrer", 1, 25), ("ssv2", 1, 12), ("moving", 2, 12.5)],
+)
+def test_samples_move_as_fast_as_the_videos(tmp_path, name, stride, fps):
+    domain = domains.build(name, vae="none", image_size=16, num_frames=4, frame_stride=stride)
+    domain.save_grid(torch.zeros(1, *domain.raw_shape, dtype=torch.uint8), tmp_path / "s.png")
+    with av.open(str(tmp_path / "s.mp4")) as file:
+        assert float(file.streams.video[0].average_rate) == pytest.approx(fps, rel=1e-3)
 
 
 def test_a_strip_goes_from_the_first_frame_to_the_last():
