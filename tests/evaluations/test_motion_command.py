@@ -11,6 +11,7 @@ import torch
 from domains.humanml3d import Caption, read_clips
 from evaluations.motion.batches import Batch
 from evaluations.motion.networks import Matching, load
+from evaluations.motion.report import warnings_of
 from evaluations.motion.words import FILES, read_vocabulary
 from experiments import motion_evaluator
 from runtime.files import write_json
@@ -179,6 +180,24 @@ def test_a_file_as_published_is_named_and_held_to_its_published_number(data, eva
     found, out = scored(tmp_path / "x.npz", real, data, evaluator)
     assert found["evaluator"]["name"] == "T2M" and "fid" in found["measured"]["real"]
     assert "FID" in out and "0.797 is published" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"r_precision_3": 0.72}, "R-precision, top 3 is 0.72, where 0.797 is published"),
+        ({"fid": 0.05}, "FID is 0.05, where 0.002 is published"),
+        ({"diversity": 8.7}, "diversity is 8.7, where 9.503 is published"),
+    ],
+)
+def test_every_sanity_number_of_real_motions_is_held_to_the_published_one(result, change, said):
+    values = {"r_precision_3": 0.799, "fid": 0.003, "diversity": 9.4} | change
+    real = {name: {"mean": value} for name, value in values.items()}
+    as_t2m = {"name": "T2M", "width": 512}
+    found = warnings_of(result[0] | {"measured": {"real": real}, "evaluator": as_t2m})
+    strange = [one for one in found if "published" in one]
+    assert len(strange) == bool(said) and all(said in one for one in strange)
 
 
 def move(folder, *pairs):
