@@ -163,19 +163,34 @@ def test_the_public_flags_and_defaults_are_kept():
         sample_every=10_000, cfg_scale=4.0, loss_type="layer_sync", cache_dir="./cache/",
         wandb=False, wandb_run_name="SiT-Training", fine_tune=False, path_type="Linear",
         prediction="velocity", loss_weight=None, sample_eps=None, train_eps=None,
+        # What its train.py and models.py have in place of flags.
+        lr=1e-4, adam_beta1=0.9, adam_beta2=0.999, weight_decay=0.0, clip_grad_norm=0.0,
+        lr_warmup=0, ema_decay=0.9999, class_dropout_prob=0.1, learn_sigma=True, hflip=True,
     )  # fmt: skip
     assert public.items() <= ours.items()
     # Decided by the data set or the model, and by a deliberate difference.
     assert {"image_size", "num_classes", "vae", "encoder_depth", "gt_encoder_depth"} <= ours.keys()
+    published = dict.fromkeys(("encoder_depth", "gt_encoder_depth", "reg_weight"))
+    assert published.items() <= ours.items()
     assert ours["log_every"] == 100 and ours["multi_blocks_match"] == "[]"
-    for holder in (config.NpzODE, config.NpzSDE):
+    npz = dict(
+        sample_dir="samples", per_proc_batch_size=4, num_fid_samples=50_000, cfg_scale=1.0,
+        global_seed=0,
+    )  # fmt: skip
+    ode = dict(sampling_method="dopri5", atol=1e-6, rtol=1e-3)
+    sde = dict(
+        sampling_method="Euler", diffusion_form="sigma", diffusion_norm=1.0, last_step="Mean",
+        last_step_size=0.04,
+    )  # fmt: skip
+    for holder, own in (
+        (config.NpzODE, npz | ode | dict(reverse=False, likelihood=False)),
+        (config.NpzSDE, npz | sde),
+        (config.GridODE, dict(cfg_scale=4.0, seed=0) | ode),
+        (config.GridSDE, dict(cfg_scale=4.0, seed=0) | sde),
+    ):
         flags = {f.name: f.default for f in dataclasses.fields(holder)}
-        shared = dict(
-            sample_dir="samples", per_proc_batch_size=4, num_fid_samples=50_000, cfg_scale=1.0,
-            num_sampling_steps=250, global_seed=0, tf32=True, ckpt=None,
-        )  # fmt: skip
-        assert shared.items() <= flags.items()
-    assert {f.name: f.default for f in dataclasses.fields(config.GridODE)}["cfg_scale"] == 4.0
+        shared = dict(num_sampling_steps=250, tf32=True, ckpt=None, weights="ema", float64=False)
+        assert (shared | own).items() <= flags.items()
 
 
 def test_every_flag_that_the_readme_uses_exists():
