@@ -283,25 +283,28 @@ def test_two_checkpoints_never_share_a_file_and_a_name_is_not_overwritten(tmp_pa
     assert "another checkpoint" in said and "mine.json" in said
 
 
-def test_legacy_seeds_are_sits(tmp_path, ckpt, model):
-    """SiT: one stream per rank; noise, then labels; SDE noise on the CPU for both halves."""
+@pytest.mark.parametrize("size, count", [(1, 5), (2, 11)])
+def test_legacy_seeds_are_sits(tmp_path, ckpt, model, size, count):
+    """SiT: one stream per rank; noise, then labels; SDE noise on the CPU for both halves. Image i
+    of a rank's batch is number i * world + rank after those of earlier batches."""
     flags = ["--legacy-seeds", "--global-seed", 5, "--cfg-scale", 2.0, "--num-sampling-steps", 4]
-    flags += ["--num-fid-samples", 5, "--per-proc-batch-size", 3, "--sample-dir", tmp_path]
-    succeed("sample_ddp", "SDE", "--ckpt", ckpt, *flags)
-    torch.manual_seed(5)
-    images, labels = [], []
-    for _ in range(2):
-        z, y = torch.randn(3, 1, 8, 8), torch.randint(0, 10, (3,))
-        sample = Sampler(create_transport()).sample_sde(
-            diffusion_form="sigma", num_steps=4,
-            guidance=Guidance(2.0, model.null),
-            randn=lambda x: torch.randn(2 * len(x), 1, 8, 8)[: len(x)],
-        )  # fmt: skip
-        images.append(sample(z, model, y=y)[-1])
-        labels.append(y)
+    flags += ["--num-fid-samples", count, "--per-proc-batch-size", 3, "--sample-dir", tmp_path]
+    launched("sample_ddp", "SDE", "--ckpt", ckpt, *flags, processes=size)
+    images, labels = torch.empty(6 * size, 1, 8, 8), torch.empty(6 * size, dtype=torch.long)
+    for rank in range(size):
+        torch.manual_seed(5 * size + rank)
+        for total in (0, 3 * size):
+            z, y = torch.randn(3, 1, 8, 8), torch.randint(0, 10, (3,))
+            sample = Sampler(create_transport()).sample_sde(
+                diffusion_form="sigma", num_steps=4,
+                guidance=Guidance(2.0, model.null),
+                randn=lambda x: torch.randn(2 * len(x), 1, 8, 8)[: len(x)],
+            )  # fmt: skip
+            numbers = slice(total + rank, total + 3 * size, size)
+            images[numbers], labels[numbers] = sample(z, model, y=y)[-1], y
     content = np.load(npz_of(tmp_path))
-    expected = (127.5 * torch.cat(images) + 128).clamp(0, 255).to(torch.uint8)[:5, 0].numpy()
-    assert content["arr_1"].tolist() == torch.cat(labels)[:5].tolist()
+    expected = (127.5 * images + 128).clamp(0, 255).to(torch.uint8)[:count, 0].numpy()
+    assert content["arr_1"].tolist() == labels[:count].tolist()
     assert np.array_equal(content["arr_0"][..., 0], expected)
     assert protocol_of(tmp_path)["seed_scheme"] == "seed * world + rank"
 
