@@ -380,16 +380,20 @@ def images(folder: Path, *, classes: int, each: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [0, 10])
-def test_previews_ask_for_the_null_only_where_there_is_a_condition(classes):
+def test_previews_ask_for_the_null_only_where_there_is_a_condition(classes, tmp_path):
     """Of an unconditional model both halves would be the same, at twice the time."""
     flags = dict(dataset_name="digits", model="SiT-Ti/4", depth=2, hidden_size=32, num_heads=2)
-    config = TrainConfig(**flags, num_classes=classes, loss_type="vanilla", max_steps=1)
+    flags |= dict(global_batch_size=64, loss_type="vanilla", max_steps=1)
+    config = TrainConfig(**flags, num_classes=classes)
     alone = Ranks(0, 1, torch.device("cpu"))
     trainer = training.Trainer(*training.build(config, alone.device), alone)
     seen = []
     trainer.state.ema.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     trainer.sample(range(3), cfg_scale=4.0)
     assert set(seen) == {6 if classes else 3}
+    seen.clear()
+    trainer.preview(tmp_path / "sheet.png")
+    assert set(seen) == {32 if classes else 16}, "16 pictures, whatever the batch"
 
 
 def test_alarms_compare_with_the_first_telemetry_of_the_run_not_of_its_process(tmp_path):
@@ -604,6 +608,24 @@ def test_more_processes_than_gpus_is_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(InputError, match="3 processes on a host with 2 GPUs.*nproc_per_node=2"):
         distributed.start("cuda")
+
+
+def test_the_gpu_is_that_of_the_local_rank(monkeypatch):
+    """Rank 9 is the second process of the second host of eight GPUs."""
+    from runtime import distributed
+
+    chosen, joined = [], {}
+    for name, value in (("RANK", 9), ("LOCAL_RANK", 1), ("WORLD_SIZE", 16)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *_, **asked: joined.update(asked)
+    )
+    monkeypatch.setattr(distributed, "watch_others", lambda rank, size: None)
+    ranks = distributed.start("cuda")
+    assert chosen == [1]
+    assert ranks == Ranks(9, 16, torch.device("cuda:1")) and joined["device_id"] == ranks.device
 
 
 def test_going_on_with_another_vae_is_refused(tmp_path, tiny_vae):
