@@ -5,7 +5,7 @@ python -m evaluations.drop_blocks results/000-SiT-Ti-2-digits
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,8 @@ class Flags:
     $ python -m evaluations.drop_blocks RUN --sets 9,11,13,15 1,9,11,13,15
     """
 
-    ckpt: tyro.conf.Positional[str]  # a checkpoint file, or a run (its newest)
+    # a checkpoint file, or a run (its newest)
+    ckpt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CKPT")]
     sets: tuple[str, ...] = ()  # blocks left out together, with commas; none: each in turn
     data: str | None = None  # --dataset_name of the images; None: the checkpoint's
     data_path: str | None = None  # folder of the data; None: without --data, the checkpoint's

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -19,7 +19,7 @@ from domains.reading import chosen, read
 from evaluations.metrics import mean_interval
 from runtime import checkpoint, distributed
 from runtime.checkpoint import Checkpoint
-from runtime.config import SampleFlags
+from runtime.config import SampleFlags, at_least
 from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
@@ -36,7 +36,10 @@ class Flags:
     compares two checkpoints is paired. Classes are those of the images, never dropped.
     """
 
-    ckpt: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING  # files, or runs (their newest)
+    # files, or runs (their newest)
+    ckpt: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="CKPT [CKPT ...]")
+    ] = tyro.MISSING
     data: str | None = None  # --dataset_name of the images; None: the first checkpoint's
     data_path: str | None = None  # folder of the data; None: without --data, the first checkpoint's
     skip_corrupt: bool = False  # replace unreadable images by the next one, as train.py does
@@ -53,9 +56,7 @@ def main() -> None:
     flags = tyro.cli(Flags, console_outputs=speaks())
     if not flags.ckpt:
         raise InputError("CKPT is missing: name one checkpoint or more")
-    for name in ("images", "bins", "batch_size"):
-        if getattr(flags, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give 1 or more")
+    at_least(flags, images=1, bins=1, batch_size=1)
     ranks = distributed.start(flags.device)
     if ranks.size > 1:
         raise InputError("evaluations.heldout runs in one process: start it without torchrun")

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class Flags:
     python -m methods.features imagenet-1k --encoder vit_base_patch14_dinov2.lvd142m --out dino
     """
 
-    data: tyro.conf.Positional[str]  # a --dataset_name
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]  # a --dataset_name
     out: Path  # the folder to write
     extractor: str | None = None  # classifier:FILE, timm:MODEL or inception: pooled features
     encoder: str | None = None  # a vision transformer of timm: its patch tokens

@@ -4,7 +4,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -40,7 +40,8 @@ class DataFlags:
 
 @dataclass(frozen=True)
 class SubjectFlags:
-    ckpt: tyro.conf.Positional[str] = tyro.MISSING  # a file, a run (its newest), or timm:MODEL
+    # a file, a run (its newest), or timm:MODEL
+    ckpt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CKPT")] = tyro.MISSING
     blocks: Blocks = ()  # which, counted from 1; none: all
     noise: float = 0.0  # 1 - t, share of noise in the input: 0 the clean image (t = 0.999)
     label: Literal["null", "true"] = "null"  # the condition; the true class tells the answer
