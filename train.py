@@ -44,7 +44,7 @@ def main() -> None:
         return ranks.from_main(lambda: print_dry_run(config, model))
 
     images = domain.train_set(augment=config.hflip)
-    config = with_length(config, len(images), ranks.size, method)
+    config = with_length(config, len(images), ranks.size)
     start = ranks.from_main(lambda: starting_point(config, len(images)))
     origin = checkpoint.read(start.ckpt, verify=False) if start.ckpt else None
     if origin and not start.resumes:

@@ -26,6 +26,7 @@ from runtime.ema import slow_ema
 from runtime.entry import asked_of_user, speaks
 from runtime.errors import InputError
 from runtime.presets import PRESETS
+from training import check_batch
 
 from . import table
 from .runs import (
@@ -174,6 +175,8 @@ def check(flags: SweepFlags) -> None:
     for word in flags.slurm:
         if "=" not in word:
             raise InputError(f"--slurm {word}: write NAME=VALUE as sbatch has it, partition=gpu")
+    if not flags.slurm and not flags.dry_run:
+        gpu_groups(flags)  # refused now rather than after what all runs need is made
 
 
 def chosen_rows(rows: Sequence[Run], names: Sequence[str]) -> list[tuple[int, Run]]:
@@ -293,7 +296,9 @@ def training_steps(plan: Plan, run: Run, folder: Path, ckpt: Path) -> Iterator[S
         yield Step("parent", under_torchrun(train_words(run.parent, folder / PARENT), gpus), parent)
         origin = {"fine_tune": True, "ckpt": str(parent)}
     train = train_words(run.flags | origin, folder)
-    check_flags(flags_of.parse(TrainConfig, PRESETS, train[1:]))  # before days of the other rows
+    resolved = flags_of.parse(TrainConfig, PRESETS, train[1:])
+    check_flags(resolved)  # before days of the other rows
+    check_batch(resolved, gpus)
     yield Step("train", under_torchrun(train, gpus), ckpt)
 
 

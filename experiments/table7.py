@@ -3,7 +3,7 @@ without a term, the Dispersive loss and LayerSync.
 
 python -m experiments.moving --out data/moving
 python -m experiments.table7 --preset moving --seeds 0 1 2
-python -m experiments.table7 --preset wan-ssv2 --gpus-per-run 8 -- --data-path SSv2 --grad-accum 20
+python -m experiments.table7 --preset wan-ssv2 --gpus-per-run 8 -- --data-path SSv2 --grad-accum 2
 """
 
 from functools import partial

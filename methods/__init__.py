@@ -9,10 +9,10 @@ from runtime.config import TrainConfig, foreign_to
 from runtime.errors import InputError
 
 from .layer_sync import layer_sync, multiple_sync, vanilla
-from .method import Method
+from .method import Method, least_images
 from .rivals import dispersive, external, repa, sra, sra2
 
-__all__ = ["METHODS", "Method", "check_flags"]
+__all__ = ["METHODS", "Method", "check_flags", "least_images"]
 
 Builder = Callable[[TrainConfig, Denoiser, Domain], tuple[TrainConfig, Method]]
 

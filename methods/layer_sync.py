@@ -84,12 +84,9 @@ def synced(
         reverse=config.reverse_sync,
         teacher=config.teacher,
     )
-    other_image = config.teacher == "other_image"
-    least = 2 if other_image or config.similarity.startswith("centred") else 1
-    gathers = config.similarity == "centred_all" and not other_image
     teacher = random_teacher(model, config.global_seed) if config.teacher == "random" else None
     note = NOTE if config.reg_weight and (config.similarity, config.teacher) == PAPERS else None
-    return config, Method(sync, teacher=teacher, least_images=least, gathers=gathers, note=note)
+    return config, Method(sync, teacher=teacher, note=note)
 
 
 def similarity_of(config: TrainConfig, model: Denoiser, domain: Domain) -> Similarity:

@@ -37,9 +37,16 @@ class Method(NamedTuple):
     regulariser: Regulariser | None = None
     targets: Targets | None = None
     teacher: nn.Module | None = None  # in the EMA model's place
-    least_images: int = 1  # of a micro-batch: some compare its images
-    gathers: bool = False  # whether those of the other ranks are compared, too
     note: str | None = None  # how the log's `reg` is to be read, or what is not as published
+
+
+def least_images(config: TrainConfig, ranks: int) -> int:
+    """Of a rank's micro-batch: some terms compare its images, and some with other ranks' too."""
+    of_own = config.teacher == "other_image" or config.similarity == "centred"
+    of_all = config.similarity == "centred_all"
+    if config.loss_type == "dispersive":
+        of_own, of_all = not config.disp_gather, config.disp_gather
+    return 2 if of_own or (of_all and ranks == 1) else 1
 
 
 def settled(config: TrainConfig, **published: float | int) -> TrainConfig:

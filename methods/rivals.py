@@ -35,17 +35,14 @@ def dispersive(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[Tr
     chosen = DISPERSIVE[config.disp_variant]
     block = max(1, model.depth // 4) if chosen.quarter else model.depth
     config = settled(config, encoder_depth=block, reg_weight=chosen.weight, disp_tau=chosen.tau)
-    return config, Method(
-        Dispersive(
-            checked(config.encoder_depth, model),
-            config.reg_weight,
-            tau=config.disp_tau,
-            gather=config.disp_gather,
-            schedule=schedule_of(config),
-        ),
-        least_images=2,
-        gathers=config.disp_gather,
+    term = Dispersive(
+        checked(config.encoder_depth, model),
+        config.reg_weight,
+        tau=config.disp_tau,
+        gather=config.disp_gather,
+        schedule=schedule_of(config),
     )
+    return config, Method(term)
 
 
 # --repa-variant -> (weight, head, spatial normalization of the target)

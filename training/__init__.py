@@ -1,6 +1,6 @@
 """A run of training: the parts that the flags describe, and the step that moves them."""
 
-from .parts import build, needs_of, with_length
+from .parts import build, check_batch, needs_of, with_length
 from .trainer import Trainer
 
-__all__ = ["Trainer", "build", "needs_of", "with_length"]
+__all__ = ["Trainer", "build", "check_batch", "needs_of", "with_length"]

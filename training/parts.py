@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import domains
-from methods import METHODS, Method, check_flags
+from methods import METHODS, Method, check_flags, least_images
 from models import Denoiser, Task, architecture, create, train_flops
 from runtime.config import TrainConfig
 from runtime.errors import InputError
@@ -99,7 +99,7 @@ def described(new: Callable[[], Denoiser]) -> Denoiser:
     return model
 
 
-def with_length(config: TrainConfig, images: int, ranks: int, method: Method) -> TrainConfig:
+def with_length(config: TrainConfig, images: int, ranks: int) -> TrainConfig:
     """The flags with `max_steps` decided.
 
     Args:
@@ -108,24 +108,34 @@ def with_length(config: TrainConfig, images: int, ranks: int, method: Method) ->
     Raises:
         InputError: the global batch does not fit the data or the processes.
     """
-    batch, parts = config.global_batch_size, ranks * config.grad_accum
-    if batch < 1 or batch % parts:
-        raise InputError(
-            f"--global-batch-size {batch} is not divisible by {ranks} processes x "
-            f"{config.grad_accum} micro-batches"
-        )
-    compared = batch // (config.grad_accum if method.gathers else parts)
-    if compared < method.least_images:
-        raise InputError(
-            f"--loss-type {config.loss_type} compares images: a micro-batch needs "
-            f"{method.least_images} or more, and --global-batch-size {batch} gives {compared}"
-        )
+    check_batch(config, ranks)
+    batch = config.global_batch_size
     if images < batch:
         raise InputError(
             f"the data set has {images} images, fewer than one --global-batch-size {batch}"
         )
     steps = config.epochs * (images // batch) if config.max_steps is None else config.max_steps
     return dataclasses.replace(config, max_steps=steps)
+
+
+def check_batch(config: TrainConfig, ranks: int) -> None:
+    """
+    Raises:
+        InputError: the global batch cannot be shared out in micro-batches of as many images as
+            the method needs.
+    """
+    batch, parts = config.global_batch_size, ranks * config.grad_accum
+    if batch < 1 or batch % parts:
+        raise InputError(
+            f"--global-batch-size {batch} is not divisible by {ranks} processes x "
+            f"{config.grad_accum} micro-batches"
+        )
+    least = least_images(config, ranks)
+    if batch // parts < least:
+        raise InputError(
+            f"--loss-type {config.loss_type} compares images: a micro-batch needs {least} or more, "
+            f"and --global-batch-size {batch} gives {batch // parts}"
+        )
 
 
 def needs_of(model: Denoiser) -> Needs:

@@ -203,6 +203,17 @@ def test_a_row_that_cannot_train_is_refused_before_the_others_do(results, here):
     assert "--encoder-depth has no meaning for --loss-type vanilla" in said and not here
 
 
+def test_a_row_whose_micro_batches_are_too_small_is_refused_before_the_others_do(results):
+    """The Dispersive loss compares videos, and 160 of them over 8 processes x 20 are one each."""
+    words = ["--preset", "wan-ssv2", "--gpus-per-run", 8, "--results", results, "--dry-run", "--"]
+    said = refused("experiments.table7", *words, "--grad-accum", 20)
+    assert "--loss-type dispersive compares images: a micro-batch needs 2 or more" in said
+    said = refused("experiments.table7", *words, "--grad-accum", 3)
+    assert "--global-batch-size 160 is not divisible by 8 processes x 3 micro-batches" in said
+    said = succeed("experiments.table7", *words, "--grad-accum", 2).out
+    assert all(f"--loss-type {row}" in said for row in ("vanilla", "dispersive", "layer_sync"))
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_command_of_every_script_has_flags_that_exist(name, results, monkeypatch):
     (experiment,) = [e for e in vars(SCRIPTS[name]).values() if isinstance(e, Experiment)]

@@ -339,11 +339,11 @@ def test_what_a_method_lacks_is_one_sentence(tmp_path, words, sentence):
 def test_an_image_per_rank_is_enough_where_those_of_all_ranks_are_compared(flags, ranks):
     """Of a batch of 4, on so many ranks and no more."""
     model = SiT((4, 4), 2, 3, hidden_size=12, depth=5, num_heads=1, num_classes=0)
-    config, method = built(model, global_batch_size=4, max_steps=1, **flags)
-    assert training.with_length(config, 10, ranks, method) == config
+    config, _ = built(model, global_batch_size=4, max_steps=1, **flags)
+    assert training.with_length(config, 10, ranks) == config
     if ranks < 4:
         with pytest.raises(InputError, match="needs 2 or more, .* gives 1"):
-            training.with_length(config, 10, 4, method)
+            training.with_length(config, 10, 4)
 
 
 @pytest.mark.parametrize(
