@@ -111,13 +111,14 @@ DATASETS = {
     # MTG-Jamendo's mp3 files and tags: 10-second crops, 87 genres and 40 instruments
     "mtg-jamendo": Row(
         defaults=default_flags(SAMPLES, None, oobleck.STABLE_AUDIO, hflip=False),
-        fixed=dict(rate=44_100),
+        fixed=dict(rate=44_100, held_out_labels=True),
         create=jamendo.music,
     ),
-    # Rendered instruments in the same layout (python -m experiments.instruments): 2-second crops
+    # Rendered instruments in the same layout (python -m experiments.instruments): 2-second crops.
+    # Its published samples have the labels of training tracks, which they are scored beside.
     "instruments": Row(
         defaults=default_flags(32_768, None, "vae/instruments", hflip=False),
-        fixed=dict(rate=16_000),
+        fixed=dict(rate=16_000, held_out_labels=False),
         create=jamendo.music,
     ),
     # HumanML3D's motions and captions: --data-path the folder of new_joint_vecs and texts

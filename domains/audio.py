@@ -103,11 +103,13 @@ class AudioDomain(Domain):
 
     source: MusicSource
     asked_classes: int | None = None  # None: as many as the data have
+    held_out_labels: bool = False  # samples have labels of held-out tracks; else of the others
 
     @classmethod
     def create(
-        cls, name: str, source: MusicSource, *, image_size: int, num_classes: int | None
-    ) -> "AudioDomain":
+        cls, name: str, source: MusicSource, *, image_size: int, num_classes: int | None,
+        held_out_labels: bool,
+    ) -> "AudioDomain":  # fmt: skip
         """
         Args:
             image_size: samples of a crop.
@@ -122,7 +124,7 @@ class AudioDomain(Domain):
                 f"--image-size {image_size}: a crop is {form.hop} samples or more, one latent"
             )
         raw_shape, shape = (form.audio_channels, image_size), (form.channels, length)
-        return cls(name, raw_shape, shape, source.vae, source, num_classes)
+        return cls(name, raw_shape, shape, source.vae, source, num_classes, held_out_labels)
 
     @property
     def codec(self) -> Codec:
@@ -169,26 +171,30 @@ class AudioDomain(Domain):
             )
         return Crops(found, self.raw_shape[1], labeled=self.multi_label)
 
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """bool (choices, K): where the data are at hand, a sample gets the labels of a track of the
+        part that it is scored beside; else one label."""
+        if not self.source.at_hand:
+            return np.eye(self.num_classes, dtype=bool)
+        return self.source.tracks(held_out=self.held_out_labels).labels
+
     @property
     def conditions(self) -> dict[str, Any]:
         """Whose labels samples get; None: one label each."""
         if not self.source.at_hand:
             return {"labels": None}
-        labels = self.train_tracks.labels
-        return {"labels": sha256_over(repr(labels.shape).encode(), np.packbits(labels))}
+        return {"labels": sha256_over(repr(self.rows.shape).encode(), np.packbits(self.rows))}
 
     @property
     def choices(self) -> int:
-        """Where the data are at hand, a sample gets the labels of one of their tracks; else one
-        label."""
-        return len(self.train_tracks) if self.source.at_hand else self.num_classes
+        return len(self.rows)
 
     def condition(self, chosen: Tensor) -> Condition:
         if not self.multi_label:
             return {"y": torch.zeros_like(chosen)}
-        at_hand = self.source.at_hand
-        rows = self.train_tracks.labels if at_hand else np.eye(self.num_classes, dtype=bool)
-        return {"y": torch.from_numpy(rows[chosen.cpu().numpy()]).float().to(chosen.device)}
+        rows = self.rows[chosen.cpu().numpy()]
+        return {"y": torch.from_numpy(rows).float().to(chosen.device)}
 
     @property
     def rounding(self) -> dict[str, str]:

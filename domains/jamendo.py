@@ -184,12 +184,13 @@ class Jamendo:
 
 def music(
     name: str, *, rate: int, image_size: int, num_classes: int | None, vae: str,
-    data_path: str | None, cache_dir: str | None, skip_corrupt: bool, **_,
+    data_path: str | None, cache_dir: str | None, skip_corrupt: bool, held_out_labels: bool, **_,
 ) -> AudioDomain:  # fmt: skip
     """The domain of MTG-Jamendo, or of data in its layout, from resolved flags.
 
     Args:
         rate: of the data set, in samples per second.
+        held_out_labels: see AudioDomain.
 
     Raises:
         InputError: a VAE that is no Oobleck of this rate.
@@ -199,4 +200,7 @@ def music(
         raise InputError(f"--vae {vae} hears {form.rate} samples per second, and {name} has {rate}")
     form = form._replace(rate=rate)
     source = Jamendo(data_path, vae, form, cache_dir, skip_corrupt=skip_corrupt)
-    return AudioDomain.create(name, source, image_size=image_size, num_classes=num_classes)
+    return AudioDomain.create(
+        name, source, image_size=image_size, num_classes=num_classes,
+        held_out_labels=held_out_labels,
+    )  # fmt: skip

@@ -225,9 +225,16 @@ def is_store(folder: Path) -> bool:
 
 
 def music(
-    name: str, *, data_path: str, image_size: int = SAMPLES, num_classes: int | None = None,
-    vae: str | None = None, cache_dir: str | None = None, **_,
+    name: str, *, data_path: str, defaults: dict[str, Any], image_size: int = SAMPLES,
+    num_classes: int | None = None, vae: str | None = None, cache_dir: str | None = None, **_,
 ) -> AudioDomain:  # fmt: skip
-    """The domain of a store."""
+    """The domain of a store.
+
+    Args:
+        defaults: what the data set's row says.
+    """
     source = TrackStore(data_path, name, vae, cache_dir)
-    return AudioDomain.create(name, source, image_size=image_size, num_classes=num_classes)
+    return AudioDomain.create(
+        name, source, image_size=image_size, num_classes=num_classes,
+        held_out_labels=defaults["held_out_labels"],
+    )  # fmt: skip

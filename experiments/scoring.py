@@ -105,7 +105,9 @@ SCORINGS: dict[str, Scoring] = {  # --dataset_name -> its own; all others as the
     "fashion-mnist": Scoring(10_000, 250, 25, "fashion-mnist", "classifier"),
     "glyphs": Scoring(5000, 250, 25, "glyphs", "classifier"),
     "instruments": Scoring(256, 64, 25, "instruments", "classifier"),
-    "mtg-jamendo": Scoring(10_000, 50, None, "mtg-jamendo", "clap:laion/larger_clap_music"),
+    "mtg-jamendo": Scoring(
+        10_000, 50, None, "mtg-jamendo", "clap:laion/larger_clap_music", held_out=True
+    ),
     "moving": Scoring(500, 50, 25, "moving", "classifier"),
     # FVD of as many clips as CLEVRER's validation part has videos; of SSv2's it is the first ones.
     "clevrer": Scoring(5000, 8, None, "clevrer", "i3d:i3d_torchscript.pt", held_out=True),

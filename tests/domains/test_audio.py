@@ -252,9 +252,15 @@ def test_resampling_keeps_the_pitch():
     assert resampled(mono, RATE, RATE) is mono
 
 
-def test_a_sample_has_the_labels_of_a_track_or_one_label(domain, vae):
+def test_a_sample_has_the_labels_of_a_held_out_track_or_one_label(domain, root, vae):
+    """Of the part that FAD's reference is of; instruments are scored beside training tracks."""
     rows = domain.condition(torch.arange(domain.choices))["y"]
-    assert rows.tolist() == domain.train_tracks.labels.astype(float).tolist()
+    assert rows.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+    assert rows.tolist() == tracks(str(root), held_out=True).labels.astype(float).tolist()
+    rendered = domains.build("instruments", data_path=str(root), vae="none", image_size=SAMPLES)
+    rows = rendered.condition(torch.arange(rendered.choices))["y"]
+    assert rows.tolist() == rendered.train_tracks.labels.astype(float).tolist()
+    assert rendered.conditions["labels"] != domain.conditions["labels"]
     bare = domains.build("mtg-jamendo", num_classes=4, vae=vae, image_size=SAMPLES)
     assert bare.choices == 4 and torch.equal(bare.condition(torch.arange(4))["y"], torch.eye(4))
 

@@ -196,10 +196,13 @@ def test_two_processes_read_the_batches_of_one(encoded):
     assert joined(2).equal(joined(1))
 
 
-def test_a_sample_gets_the_labels_of_a_stored_track(encoded):
+def test_a_sample_gets_the_labels_of_a_stored_track_that_is_held_out(encoded, root, vae):
     domain = opened(encoded)
     rows = domain.condition(torch.arange(domain.choices))["y"]
-    assert rows.tolist() == domain.train_tracks.labels.astype(float).tolist()
+    held_out = domain.source.tracks(held_out=True)
+    assert rows.tolist() == held_out.labels.astype(float).tolist() and len(rows) == 2
+    files = domains.build("mtg-jamendo", data_path=str(root), vae=vae, image_size=SAMPLES)
+    assert domain.conditions == files.conditions
 
 
 def test_the_manifest_says_what_there_is_for_people(encoded):
