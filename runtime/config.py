@@ -164,7 +164,7 @@ class TrainConfig(TransportFlags):
     resume_anyway: bool = False  # resume although flags differ from the checkpoint's
     ckpt: str | None = None  # resume this file or run folder; with --fine-tune: start from it
     fine_tune: bool = False  # load the EMA weights of --ckpt only; new classes and sizes are fine
-    prune_blocks: tuple[int, ...] = ()  # with --fine-tune: blocks of --ckpt to leave out, from 1
+    prune_blocks: Blocks = ()  # with --fine-tune: blocks of --ckpt to leave out, from 1
     dry_run: bool = False  # print the resolved flags, parameters and memory, and stop
     plan: bool = False  # run a few steps, print what the whole run would cost, and stop
 
