@@ -8,6 +8,8 @@ import domains
 from domains import Draws
 from domains.humanml3d import Caption, cropped_length, read_clips, read_statistics
 from domains.texts import TextEncoder, embedded
+from evaluations.motion.batches import real_batches
+from evaluations.motion.evaluator import Statistics
 from runtime.errors import InputError
 from tests.domains.motions import captions, motion, save_clip, write_humanml3d
 
@@ -130,6 +132,29 @@ def test_samples_go_through_the_shuffled_test_split(root, clip, tmp_path):
         orders.append(visited)
     assert orders[0] != orders[1] or orders[1] != orders[2]
     assert domain.titles(chosen) == [clips.captions[row].text for row in rows]
+
+
+def test_a_third_of_clips_is_shown_shorter_as_in_the_published_loader(root):
+    """In training, among real motions of the evaluation, and among samples."""
+    domain = domain_of(root)
+    clips, motions = domain.test_clips, domain.held_out_set()
+    whole = sum(cropped_length(clip.length, short=False) for clip in clips.clips)
+    turns, count = 400, 400 * len(clips)
+    statistics = Statistics(np.zeros(263, np.float32), np.ones(263, np.float32))
+    shorter = {
+        "training": sum(
+            whole - motions.__getitems__(Draws(np.arange(4), np.full(4, seed))).mask.sum().item()
+            for seed in range(turns)
+        ),
+        "real": sum(
+            whole - batch.lengths.sum().item()
+            for seed in range(turns)
+            for batch in real_batches(clips, statistics, seed, size=len(clips))
+        ),
+        "samples": 4 * (domain.chosen(range(count), torch.zeros(count)) % 2).sum().item(),
+    }  # frames, four for each that is shorter
+    for who, frames in shorter.items():
+        assert frames / 4 / count == pytest.approx(1 / 3, abs=0.05), who
 
 
 # Texts

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from evaluations.motion.networks import Matching, Sizes, load
@@ -196,6 +197,20 @@ def test_the_encoder_is_the_one_that_is_published(small):
         states.append(state)
     expected = encoder.output_net(torch.cat(states, -1))
     torch.testing.assert_close(encoder(x, torch.tensor([length])), expected)
+    first, norm, _, last = encoder.output_net
+    hidden = F.layer_norm(first(torch.cat(states, -1)), (12,), norm.weight, norm.bias)
+    torch.testing.assert_close(expected, last(F.leaky_relu(hidden, 0.2)))
+
+
+def test_the_convolutions_are_the_published_ones(small):
+    """Each halves the frames; a fifth of what is negative goes on."""
+    encoder, frames = small.movement_encoder, torch.randn(2, 40, 259)
+    x = frames.mT
+    for convolution in (encoder.main[0], encoder.main[3]):
+        x = F.conv1d(x, convolution.weight, convolution.bias, stride=2, padding=1)
+        x = F.leaky_relu(x, 0.2)
+    assert x.shape == (2, 8, 10)
+    torch.testing.assert_close(encoder(frames), encoder.out_net(x.mT))
 
 
 def test_words_after_the_end_are_not_read_but_kinds_are(small):

@@ -97,6 +97,9 @@ def test_the_lists_of_vip_words_are_the_published_ones():
     counts = {kind: list(VIP_KIND.values()).count(kind) for kind in KINDS if "VIP" in kind}
     assert counts == {"Loc_VIP": 12, "Body_VIP": 13, "Obj_VIP": 10, "Act_VIP": 34, "Desc_VIP": 12}
     assert len(KINDS) == 15 and KINDS[-1] == "OTHER" and KINDS[9:14] == tuple(counts)
+    # In the order of the columns of the published `pos_emb`.
+    assert KINDS[:9] == ("VERB", "NOUN", "DET", "ADP", "NUM", "AUX", "PRON", "ADJ", "ADV")
+    assert tuple(counts) == ("Loc_VIP", "Body_VIP", "Obj_VIP", "Act_VIP", "Desc_VIP")
 
 
 # Files

@@ -72,6 +72,24 @@ def test_fresh_adapters_change_nothing_and_time_runs_to_the_data(kind, folders):
     torch.testing.assert_close(ours.pred, theirs, rtol=1e-4, atol=1e-4)
 
 
+ADAPTED = {
+    "Wan2.1": ("attn1", "attn2", "ffn.net.0.proj ffn.net.2"),
+    "CogVideoX": ("attn1", "ff.net.0.proj ff.net.2"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_are_on_attention_and_feed_forward_of_every_block(kind, folders):
+    """As the public fine-tuning code has them: q, k, v, o and both layers of the MLP."""
+    *attentions, feed_forward = ADAPTED[kind]
+    parts = [f"{one}.to_{part}" for one in attentions for part in ("q", "k", "v", "out.0")]
+    model = network(kind, folders)
+    names = {name.split(".lora_")[0] for name in model.state_dict()}
+    prefix = f"network.{KINDS[kind].blocks}"
+    wanted = [*parts, *feed_forward.split()]
+    assert names == {f"{prefix}.{k}.{part}" for k in range(model.depth) for part in wanted}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_are_the_video_tokens_after_the_named_blocks(kind, folders):
     model = network(kind, folders)
