@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -66,8 +66,12 @@ class ScoreFlags(Flags):
     $ torchrun --nproc_per_node=8 -m evaluations.images REF.npz SAMPLES.npz
     """
 
-    reference: tyro.conf.Positional[str] = tyro.MISSING  # .npz, folder or data set
-    samples: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING  # .npz files or folders
+    # .npz, folder or data set
+    reference: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REF")] = tyro.MISSING
+    # .npz files or folders
+    samples: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SAMPLES [SAMPLES ...]")
+    ] = tyro.MISSING
     # REF is the held-out part of its data set, of it as many as there are samples; no floor is set
     held_out: bool = False
     pr_precision: Literal["half", "float32"] | None = None  # None: half for Inception, as ADM
@@ -83,7 +87,8 @@ class ReferenceFlags(Flags):
     $ python -m evaluations.images make-reference digits --out digits.npz --extractor classifier:F
     """
 
-    data: tyro.conf.Positional[str] = tyro.MISSING  # .npz, folder or data set
+    # .npz, folder or data set
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = tyro.MISSING
     out: Path = tyro.MISSING  # the .npz to write
     # of the held-out part of a data set alone, so many, as many as there will be samples: no floor
     held_out: int | None = None

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ class Flags:
     $ python -m evaluations.motion samples/NAME.npz --data HumanML3D --evaluator FOLDER
     """
 
-    samples: tyro.conf.Positional[Path] = tyro.MISSING  # what sample_ddp.py wrote
+    # what sample_ddp.py wrote
+    samples: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SAMPLES")] = tyro.MISSING
     data: str = tyro.MISSING  # HumanML3D's folder, which the captions are of
     evaluator: Path = tyro.MISSING  # MDM's or text-to-motion's folder with T2M's files
     per_replication: int = 1024  # consecutive samples, a multiple of 32
