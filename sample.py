@@ -69,7 +69,7 @@ def asked_for(flags: GridFlags, domain: domains.Domain) -> tuple[Condition, list
     if flags.prompts:
         return domain.prompted(flags.prompts, flags.num_frames), list(flags.prompts)
     labels = flags.class_labels or domains.evenly_spaced(16, domain.choices)
-    check_labels(labels, domain.choices)
+    check_labels(labels, domain)
     chosen = torch.tensor(labels)
     return domain.condition(chosen), domain.titles(chosen)
 
@@ -314,12 +314,13 @@ def domain_of(flags: SampleFlags, found: Checkpoint, model: models.Denoiser) -> 
     return domain
 
 
-def check_labels(labels: Sequence[int], num_classes: int) -> None:
+def check_labels(labels: Sequence[int], domain: domains.Domain) -> None:
+    choices = domain.choices
     for label in labels:
-        if not 0 <= label < max(num_classes, 1):
+        if not 0 <= label < max(choices, 1):
             raise InputError(
-                f"class id {label} is out of range: this model has "
-                f"{num_classes} classes, 0 to {max(num_classes, 1) - 1}"
+                f"class id {label} is out of range: there are {choices} {domain.choices_are}, "
+                f"0 to {max(choices, 1) - 1}"
             )
 
 

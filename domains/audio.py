@@ -157,6 +157,21 @@ class AudioDomain(Domain):
     def class_names(self) -> tuple[str, ...]:
         return self.source.vocabulary
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """With the vocabulary, where it is at hand: a row of the model's table means a tag."""
+        if not (self.source.at_hand and self.multi_label):
+            return self.codec.identity
+        return self.codec.identity | {"labels": list(self.class_names)}
+
+    def unlike(self, key: str, was: Any, now: Any) -> str:
+        if key != "labels":
+            return super().unlike(key, was, now)
+        return (
+            f"it was trained with other labels than those of {self.name} here: give --data-path "
+            "the tags of then, whose names it keeps"
+        )
+
     def train_set(self, *, augment: bool = True) -> Crops:
         return self.crops(self.train_tracks)
 
@@ -189,6 +204,10 @@ class AudioDomain(Domain):
     @property
     def choices(self) -> int:
         return len(self.rows)
+
+    @property
+    def choices_are(self) -> str:
+        return "tracks whose labels a sample may have" if self.source.at_hand else "labels"
 
     def condition(self, chosen: Tensor) -> Condition:
         if not self.multi_label:

@@ -142,6 +142,7 @@ class Domain(ABC):
     num_frames = frame_stride = None  # of clips
     rate = None  # of sound, in samples per second
     pads = False  # whether lengths differ, and batches have a mask
+    choices_are = "classes"  # what a person calls `choices`
 
     @property
     def image_size(self) -> int:

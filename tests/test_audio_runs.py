@@ -1,6 +1,7 @@
 """Music through the same commands and flags as pictures: trained, resumed, drawn, scored."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_two_processes_train_on_music(flags, tmp_path):
 
 
 def test_samples_are_sounds_with_the_labels_of_tracks(run, flags, tmp_path):
-    path = dict(zip(flags[::1], flags[1:], strict=False))["--data-path"]
+    path = path_of(flags)
     words = ["--ckpt", run, "--data-path", path, *FEW]
     succeed("sample", "ODE", *words, "--class-labels", 0, 1, "--out", tmp_path / "s.png")
     assert len(list(tmp_path.glob("s-*.wav"))) == 2
@@ -84,14 +85,49 @@ def test_samples_are_sounds_with_the_labels_of_tracks(run, flags, tmp_path):
     assert "--pngs: samples of mtg-jamendo are no pictures" in said
 
 
+def test_the_labels_belong_to_the_model(flags, tmp_path):
+    """Row 3 of its table means "instrument---piano", and would mean another tag after it. Models
+    from before this was kept go on."""
+    root = shutil.copytree(path_of(flags), tmp_path / "jamendo")
+    words = [root if word == path_of(flags) else word for word in flags]
+    trained = ["train", *words, "--results-dir", tmp_path / "r"]
+    succeed(*trained, "--max-steps", 1)
+    (folder,) = (tmp_path / "r").iterdir()
+    path = folder / "checkpoints/0000001.pt"
+    names = checkpoint_of(tmp_path / "r", 1)["codec"]["labels"]
+    assert names == ["genre---jazz", "genre---rock", "instrument---guitar", "instrument---piano"]
+    tables = list(root.glob("data/splits/split-0/*.tsv"))
+    for table in tables:
+        table.write_text(table.read_text().replace("instrument---piano", "genre---folk"))
+    again = [*trained, "--max-steps", 2, "--resume", "auto"]
+    sentence = "it was trained with other labels than those of mtg-jamendo here: give --data-path"
+    assert sentence in refused(*again)
+    drawn = ["sample", "ODE", "--ckpt", path, *FEW, "--out", tmp_path / "s.png"]
+    assert sentence in refused(*drawn, "--data-path", root)
+    succeed(*drawn, "--class-labels", 3)
+    said = refused(*drawn, "--class-labels", 4)
+    assert "class id 4 is out of range: there are 4 labels, 0 to 3" in said
+    stored = checkpoint_of(tmp_path / "r", 1)
+    del stored["codec"]["labels"]
+    torch.save(stored, path)
+    succeed(*again)
+    assert "genre---folk" in checkpoint_of(tmp_path / "r", 2)["codec"]["labels"]
+    said = refused(*drawn, "--data-path", root, "--class-labels", 2)
+    assert "there are 2 tracks whose labels a sample may have, 0 to 1" in said
+
+
+def path_of(flags):
+    return dict(zip(flags, flags[1:], strict=False))["--data-path"]
+
+
 def test_the_held_out_loss_is_measured_on_music(run, flags):
-    path = dict(zip(flags, flags[1:], strict=False))["--data-path"]
+    path = path_of(flags)
     words = [run, "--data-path", path, "--device", "cpu"]
     assert "2 held-out images of mtg-jamendo" in succeed("evaluations.heldout", *words).out
 
 
 def test_blocks_are_looked_at_on_music_as_on_pictures(run, flags, bands, tmp_path):
-    root = dict(zip(flags, flags[1:], strict=False))["--data-path"]
+    root = path_of(flags)
     words = [run, "--data-path", root, "--device", "cpu", "--out", tmp_path]
     succeed("evaluations.features.__main__", *words, "--pool", "none")
     labels, tokens = np.load(tmp_path / "labels.npy"), np.load(tmp_path / "block_04.npy")
@@ -114,7 +150,7 @@ def test_an_encoder_of_pictures_hears_nothing(flags, tmp_path):
     timm = pytest.importorskip("timm")
     name = "vit_tiny_patch16_224"
     torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "vit.pth")
-    root = dict(zip(flags, flags[1:], strict=False))["--data-path"]
+    root = path_of(flags)
     said = refused("evaluations.similarity", f"timm:{name}", "--encoder-weights",
                    tmp_path / "vit.pth", "--data", "mtg-jamendo", "--data-path", root)  # fmt: skip
     assert f"{name} reads samples of three axes, and those of mtg-jamendo are" in said
