@@ -9,12 +9,14 @@ import torch
 
 pytest.importorskip("av")
 
+from domains.sound import resampled
+from evaluations.extractors import open_extractor
 from evaluations.features import Study, StudyFlags
 from evaluations.suggest_pairs import qualities
 from models import SiT
 from runtime.distributed import Ranks
 from tests.commands import assert_same_state, checkpoint_of, launched, refused, succeed
-from tests.domains.music import save_oobleck, write_bands, write_jamendo
+from tests.domains.music import RATE, save_oobleck, write_bands, write_jamendo
 
 TINY = (
     "--dataset_name mtg-jamendo --image-size 8192 --model SiT-Ti/1 --depth 4 --hidden-size 32 "
@@ -262,7 +264,6 @@ def clap(tmp_path_factory):
 
 def test_fad_is_the_frechet_distance_of_unit_clap_embeddings(bands, clap, tmp_path):
     import domains
-    from evaluations.extractors import open_extractor
     from evaluations.metrics import Moments, frechet_distance
 
     domain = domains.build("mtg-jamendo", data_path=str(bands), vae="none", image_size=8192)
@@ -279,6 +280,61 @@ def test_fad_is_the_frechet_distance_of_unit_clap_embeddings(bands, clap, tmp_pa
     expected = frechet_distance(Moments.of(features), Moments.of(extractor(real).pool))
     assert found["scores"]["fad"] == pytest.approx(expected, rel=1e-3)
     assert found["extractor"]["name"] == f"clap:{clap}" and "fad" in found["floor"]["scores"]
+
+
+def heard_by(clap, sounds, **options):
+    """What transformers makes of float mono sounds at 48 kHz, by hand."""
+    from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
+
+    prepare = ClapFeatureExtractor.from_pretrained(clap)
+    inputs = prepare(sounds, sampling_rate=48_000, return_tensors="pt", **options)
+    with torch.no_grad():
+        embeds = ClapAudioModelWithProjection.from_pretrained(clap).eval()(**inputs).audio_embeds
+    return embeds / embeds.norm(dim=1, keepdim=True)
+
+
+def stereo(seconds):
+    """int16 (2, 2, samples): chords, other ones left and right."""
+    t = np.arange(int(seconds * RATE)) / RATE
+    chords = [[(220, 3000), (700, 9000)], [(440, 5000), (90, 1500)]]
+    sounds = [[sum(np.sin(2 * np.pi * f * t) for f in side) for side in one] for one in chords]
+    return torch.from_numpy((9000 * np.array(sounds)).astype(np.int16))
+
+
+def test_clap_hears_the_mean_of_both_sides_at_full_scale_repeated(clap):
+    """As LAION does: 32768 is 1, and a sound shorter than 10 seconds is repeated while it fits."""
+    sounds = stereo(4.3)
+    mono = [resampled(one.mean(0) / 32768, RATE, 48_000) for one in sounds.double().numpy()]
+    twice = [np.pad(np.tile(one, 2), (0, 480_000 - 2 * len(one))) for one in mono]
+    extractor = open_extractor(f"clap:{clap}", torch.device("cpu"))
+    found = extractor(sounds).pool
+    torch.testing.assert_close(found, heard_by(clap, twice, truncation="rand_trunc"))
+    longer = torch.cat([stereo(10.0), stereo(3.0)], dim=2)
+    torch.testing.assert_close(extractor(longer).pool, extractor(stereo(10.0)).pool)
+
+
+def test_fadtks_clap_hears_ten_seconds_from_every_second_on(clap, tmp_path):
+    sounds = stereo(2.4)
+    extractor = open_extractor(f"clap-fadtk:{clap}", torch.device("cpu"))
+    found = extractor(sounds).pool
+    assert found.shape == (2 * 3, 16) and extractor.name == f"clap-fadtk:{clap}"
+    parts = []
+    for one in sounds.double().numpy():
+        mono = resampled(one.mean(0) / 32768, RATE, 48_000)
+        coarse = np.trunc(32767 * mono) / 32767
+        for first in (0, 48_000, 96_000):
+            part = coarse[first:]
+            parts.append(np.concatenate([part, np.zeros(480_000 - len(part))]))
+    torch.testing.assert_close(found, heard_by(clap, parts, truncation="rand_trunc"))
+    assert len(extractor(stereo(440_320 / RATE)).pool) == 2 * 10, "215 latents of Stable Audio"
+    # Of 1.2 s there are two, and precision is of all of them.
+    noise = np.random.RandomState(0).randint(-9000, 9000, (8, 52_920, 2)).astype(np.int16)
+    np.savez(tmp_path / "s.npz", arr_0=noise)
+    where = ["--data-path", write_bands(tmp_path, seconds=1.3), "--image-size", 52_920]
+    score("mtg-jamendo", tmp_path / "s.npz", "--extractor", f"clap-fadtk:{clap}", *where)
+    result = json.loads((tmp_path / "s.score.json").read_text())
+    assert result["extractor"]["name"] == f"clap-fadtk:{clap}" and result["images"] == 8
+    assert (result["reference"]["images"], result["reference"]["kept"]) == (36, 2 * 36)
 
 
 @pytest.mark.parametrize(

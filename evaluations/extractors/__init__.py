@@ -1,5 +1,6 @@
 """Feature extractors behind one protocol; `open_extractor` knows them by name."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ def open_timm(argument: str, device: torch.device, weights: Path | None, _: bool
     return timm.load(argument, weights, device)
 
 
-def open_clap(argument: str, device: torch.device, *_: Any) -> Extractor:
+def open_clap(argument: str, device: torch.device, *_: Any, kind: str) -> Extractor:
     from . import clap
 
-    return clap.load(argument, device)
+    return clap.load(kind, argument, device)
 
 
 def open_i3d(argument: str, device: torch.device, _: Any, allow_unverified: bool) -> Extractor:
@@ -50,7 +51,8 @@ def open_i3d(argument: str, device: torch.device, _: Any, allow_unverified: bool
 
 OPENERS = {
     "inception": open_inception, "classifier": open_classifier, "timm": open_timm,
-    "clap": open_clap, "i3d": open_i3d,
+    "clap": partial(open_clap, kind="clap"), "clap-fadtk": partial(open_clap, kind="clap-fadtk"),
+    "i3d": open_i3d,
 }  # fmt: skip
 
 
@@ -60,7 +62,8 @@ def open_extractor(
     """The extractor that --extractor names.
 
     Args:
-        asked: "inception", "classifier:FILE", "timm:MODEL", "clap:MODEL" or "i3d:FILE".
+        asked: "inception", "classifier:FILE", "timm:MODEL", "clap:MODEL", "clap-fadtk:MODEL" or
+            "i3d:FILE".
         weights: its file, where it is not where the extractor looks by itself.
         allow_unverified: take an Inception or I3D of another SHA-256 than the published one.
 
@@ -71,6 +74,6 @@ def open_extractor(
     if name not in OPENERS:
         raise InputError(
             f"unknown --extractor {asked!r}; choose from inception, classifier:FILE, timm:MODEL, "
-            "clap:MODEL, i3d:FILE"
+            "clap:MODEL, clap-fadtk:MODEL, i3d:FILE"
         )
     return OPENERS[name](argument, device, weights, allow_unverified)

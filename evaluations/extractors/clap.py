@@ -1,9 +1,11 @@
 """LAION-CLAP as transformers has it, an extractor of sounds: FAD is the Frechet distance of its
 embeddings brought to length 1.
 
---extractor clap:laion/larger_clap_music
+--extractor clap:laion/larger_clap_music         an embedding per sound
+--extractor clap-fadtk:laion/larger_clap_music   one per second of it; see `windows`
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,29 +21,51 @@ from runtime.precision import plain_float32
 from .extractor import UNREADABLE, Features, reason_of
 
 RATE = 48_000  # that CLAP hears
-LONGEST = 480_000  # samples that CLAP hears: longer sounds are cut, shorter ones repeated
+LONGEST = 480_000  # samples that CLAP hears
+
+
+def per_clip(sound: np.ndarray) -> list[np.ndarray]:
+    """The first 10 seconds of a sound (samples,); CLAP repeats what is shorter."""
+    return [sound[:LONGEST]]
+
+
+def windows(sound: np.ndarray) -> list[np.ndarray]:
+    """10 seconds from every second of a sound (samples,) on, zeros behind its end, in steps of
+    int16 towards zero: as fadtk (https://github.com/microsoft/fadtk) has LAION-CLAP hear it."""
+    coarse = (32767 * sound.clip(-1, 1)).astype(np.int16) / 32767
+    padded = np.pad(coarse, (0, LONGEST))
+    return [padded[first : first + LONGEST] for first in range(0, len(sound), RATE)]
+
+
+# Name of the extractor -> what CLAP hears of a sound. The numbers are not comparable.
+PARTS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
+    "clap": per_clip,
+    "clap-fadtk": windows,
+}
 
 
 class ClapExtractor:
-    """One embedding per sound, mono at 48 kHz, of its first 10 seconds ("per clip").
+    """Embeddings of parts of sounds, mono at 48 kHz, sound after sound.
 
     Values are comparable under the same model alone: the published FADs are of LAION-CLAP, but
-    do not say which of its checkpoints.
+    do not say which of its checkpoints, nor of which parts.
     """
 
     half_distances = reads_labels = False
     distance = "fad"
     rate = 44_100  # MTG-Jamendo's
 
-    def __init__(self, network: nn.Module, prepare, name: str, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, prepare, kind: str, name: str, device: torch.device
+    ) -> None:
         self.network = network.eval().requires_grad_(False).to(device)
         self.prepare, self.device = prepare, device
-        self.name = f"clap:{name}"
+        self.name, self.parts = f"{kind}:{name}", PARTS[kind]
         self.truncation = "fusion" if network.config.enable_fusion else "rand_trunc"
         self.fingerprint = fingerprint(network.state_dict())
 
     def __call__(self, sounds: Tensor) -> Features:
-        """int16 (N, channels, samples) -> pool (N, D).
+        """int16 (N, channels, samples) -> pool (N parts, D).
 
         Raises:
             InputError: these are no sounds.
@@ -49,7 +73,13 @@ class ClapExtractor:
         if sounds.dtype != torch.int16 or sounds.ndim != 3:
             raise InputError(f"--extractor {self.name} hears sounds, and these are pictures")
         mono = sounds.float().mean(1).cpu().numpy() / 32768
-        heard = [resampled(one, self.rate, RATE)[:LONGEST] for one in mono]
+        heard = [part for one in mono for part in self.parts(resampled(one, self.rate, RATE))]
+        size = len(sounds)  # the caller's number fits memory, and there may be ten times as many
+        pool = [self.embedded(heard[first : first + size]) for first in range(0, len(heard), size)]
+        return Features(torch.cat(pool), spatial=None)
+
+    def embedded(self, heard: Sequence[np.ndarray]) -> Tensor:
+        """Sounds at RATE, LONGEST samples or fewer -> (N, D) of length 1."""
         inputs = self.prepare(
             [one.astype(np.float64) for one in heard],
             sampling_rate=RATE,
@@ -58,14 +88,17 @@ class ClapExtractor:
             truncation=self.truncation,
         ).to(self.device)
         with torch.no_grad(), plain_float32(self.device):
-            return Features(F.normalize(self.network(**inputs).audio_embeds.float()), spatial=None)
+            return F.normalize(self.network(**inputs).audio_embeds.float())
 
     def probabilities(self, pool: Tensor) -> None:
         """CLAP has no classes."""
 
 
-def load(name: str, device: torch.device) -> ClapExtractor:
+def load(kind: str, name: str, device: torch.device) -> ClapExtractor:
     """A hub id or a folder of ClapAudioModelWithProjection and its ClapFeatureExtractor.
+
+    Args:
+        kind: of PARTS.
 
     Raises:
         InputError: no transformers here, or not to be had.
@@ -74,11 +107,11 @@ def load(name: str, device: torch.device) -> ClapExtractor:
         from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
     except ImportError as error:
         raise InputError(
-            f"--extractor clap:{name} needs transformers ({error}): pip install '.[audio]'"
+            f"--extractor {kind}:{name} needs transformers ({error}): pip install '.[audio]'"
         ) from error
     name = name or "laion/larger_clap_music"
     if Path(name).is_absolute() and not Path(name).is_dir():
-        raise InputError(f"--extractor clap:{name}: there is no such folder")
+        raise InputError(f"--extractor {kind}:{name}: there is no such folder")
     try:
         # Of some models the hub has nothing but torch.save's files, which are read without code.
         network = looked_up(
@@ -88,7 +121,7 @@ def load(name: str, device: torch.device) -> ClapExtractor:
         prepare = looked_up(ClapFeatureExtractor.from_pretrained, name, None)
     except UNREADABLE as error:
         raise InputError(
-            f"--extractor clap:{name}: it is neither in the cache of the Hugging Face hub nor to "
+            f"--extractor {kind}:{name}: it is neither in the cache of the Hugging Face hub nor to "
             f"be had from it here ({reason_of(error)}); name the folder of a saved one"
         ) from error
-    return ClapExtractor(network, prepare, name, device)
+    return ClapExtractor(network, prepare, kind, name, device)

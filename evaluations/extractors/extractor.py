@@ -33,7 +33,8 @@ class Extractor(Protocol):
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 (N, C, H, W), or clips (N, C, T, H, W), or int16 sounds (N, channels, samples), on
-        any device -> features; the caller chooses N to fit memory."""
+        any device -> features, a row or as many rows for each; the caller chooses N to fit
+        memory."""
 
     def probabilities(self, pool: Tensor) -> Tensor | None:
         """Pooled features (N, D) -> classes (N, K) for the Inception score; None: it has none."""

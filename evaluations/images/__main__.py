@@ -38,7 +38,8 @@ MIN_ACCURACY = 0.8  # a classifier trained here must read this share of held-out
 
 @dataclass(frozen=True)
 class Flags:
-    # inception, classifier, classifier:FILE, timm:MODEL; of sounds clap:MODEL, of videos i3d:FILE
+    # inception, classifier, classifier:FILE, timm:MODEL; of sounds clap:MODEL, clap-fadtk:MODEL, of
+    # videos i3d:FILE
     extractor: str = "inception"
     inception_weights: Path | None = None  # its file; None: where torch keeps downloads
     extractor_weights: Path | None = None  # file of timm:MODEL; None: where timm keeps downloads

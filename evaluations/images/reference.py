@@ -83,7 +83,7 @@ def reference_of(
             images.name, stored.count, sha256, stored.pool, stored.spatial, seen.pool,
             vouched=stored.vouched,
         )  # fmt: skip
-    chosen = seen.pool[kept(len(images))] if isinstance(images, DataSetImages) else seen.pool
+    chosen = seen.pool[kept(len(seen))] if isinstance(images, DataSetImages) else seen.pool
     return Reference(images.name, len(images), sha256, seen.moments, seen.spatial, chosen)
 
 
