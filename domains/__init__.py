@@ -114,6 +114,12 @@ DATASETS = {
         fixed=dict(rate=44_100, held_out_labels=True),
         create=jamendo.music,
     ),
+    # The same, trained on all tracks: none is held out
+    "mtg-jamendo-all": Row(
+        defaults=default_flags(SAMPLES, None, oobleck.STABLE_AUDIO, hflip=False),
+        fixed=dict(rate=44_100, held_out=(), held_out_labels=False),
+        create=jamendo.music,
+    ),
     # Rendered instruments in the same layout (python -m experiments.instruments): 2-second crops.
     # Its published samples have the labels of training tracks, which they are scored beside.
     "instruments": Row(

@@ -145,7 +145,7 @@ class AudioDomain(Domain):
 
     @cached_property
     def train_tracks(self) -> Tracks:
-        return self.source.tracks(held_out=False)
+        return self.tracks(held_out=False)
 
     @property
     def num_classes(self) -> int:
@@ -176,15 +176,23 @@ class AudioDomain(Domain):
         return self.crops(self.train_tracks)
 
     def held_out_set(self) -> Crops:
-        return self.crops(self.source.tracks(held_out=True))
+        return self.crops(self.tracks(held_out=True))
 
     def crops(self, found: Tracks) -> Crops:
+        return Crops(found, self.raw_shape[1], labeled=self.multi_label)
+
+    def tracks(self, *, held_out: bool) -> Tracks:
+        """
+        Raises:
+            InputError: they have another number of labels than the model.
+        """
+        found = self.source.tracks(held_out=held_out)
         if self.num_classes not in (0, len(found.vocabulary)):
             raise InputError(
                 f"{self.name} has {len(found.vocabulary)} labels, not --num-classes "
                 f"{self.num_classes}: leave it out, or give 0 for none"
             )
-        return Crops(found, self.raw_shape[1], labeled=self.multi_label)
+        return found
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -192,7 +200,7 @@ class AudioDomain(Domain):
         part that it is scored beside; else one label."""
         if not self.source.at_hand:
             return np.eye(self.num_classes, dtype=bool)
-        return self.source.tracks(held_out=self.held_out_labels).labels
+        return self.tracks(held_out=self.held_out_labels).labels
 
     @property
     def conditions(self) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from .audio import AudioDomain
 from .codecs import PIXELS, Codec
 from .oobleck import OobleckCodec, OobleckConfig, SoundCodec, config_of
 from .sound import decoded, whole
+from .sources import NoHeldOut
 
 SPLIT = Path("data", "splits", "split-0")
 LAYOUT = f"{SPLIT}/autotagging-{{train,validation,test}}.tsv and audio/00/1009600.mp3"
 HEAD = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
 CATEGORIES = ("genre", "instrument")  # of the tags that are a condition; mood is none
 MOST_TAGS = 10_000  # a table has a column for each
-PARTS = {False: ("train", "validation"), True: ("test",)}  # held out? -> files
+PARTS = ("train", "validation", "test")  # files
+HELD_OUT = ("test",)  # of them
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Jamendo:
     Args:
         form: of the VAE; its rate is that of the data set, to which files are resampled.
         skip_corrupt: where whole tracks are encoded, leave unreadable ones out.
+        held_out: parts that are not trained on; (): all are.
 
     """
 
@@ -126,10 +129,10 @@ class Jamendo:
 
     def __init__(
         self, data_path: str | None, vae: str, form: OobleckConfig, cache_dir: str | None, *,
-        skip_corrupt: bool = False,
+        skip_corrupt: bool = False, held_out: tuple[str, ...] = HELD_OUT,
     ) -> None:  # fmt: skip
         self.data_path, self.vae, self.cache_dir = data_path, vae, cache_dir
-        self.form, self.skip_corrupt = form, skip_corrupt
+        self.form, self.skip_corrupt, self.held_out = form, skip_corrupt, held_out
         self.at_hand = data_path is not None
 
     @cached_property
@@ -146,8 +149,7 @@ class Jamendo:
         if self.data_path is None:
             raise InputError(f"music needs --data-path ROOT with {LAYOUT}")
         folder = Path(self.data_path) / SPLIT
-        names = [part for parts in PARTS.values() for part in parts]
-        return {part: read_tags(folder / f"autotagging-{part}.tsv") for part in names}
+        return {part: read_tags(folder / f"autotagging-{part}.tsv") for part in PARTS}
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -158,17 +160,20 @@ class Jamendo:
         return tuple(sorted(tags))
 
     def tracks(self, *, held_out: bool) -> Recordings:
-        """Those with a genre or an instrument: of train and validation, or of the test part.
+        """Those with a genre or an instrument.
 
         Raises:
+            NoHeldOut: all parts are trained on.
             InputError: there are none.
         """
+        parts = [part for part in PARTS if (part in self.held_out) == held_out]
+        if not parts:
+            raise NoHeldOut(f"{self.data_path}: tracks of all parts are trained on")
         place = {tag: number for number, tag in enumerate(self.vocabulary)}
-        chosen = [row for part in PARTS[held_out] for row in self.rows[part] if row[1]]
+        chosen = [row for part in parts for row in self.rows[part] if row[1]]
         if not chosen:
             raise InputError(
-                f"{self.data_path} has no {' or '.join(PARTS[held_out])} track with a genre or "
-                "instrument"
+                f"{self.data_path} has no {' or '.join(parts)} track with a genre or instrument"
             )
         if len(chosen) * len(place) > MOST_BLOCK:
             raise InputError(f"{self.data_path} has {len(chosen):,} tracks of {len(place):,} tags")
@@ -184,13 +189,15 @@ class Jamendo:
 
 def music(
     name: str, *, rate: int, image_size: int, num_classes: int | None, vae: str,
-    data_path: str | None, cache_dir: str | None, skip_corrupt: bool, held_out_labels: bool, **_,
+    data_path: str | None, cache_dir: str | None, skip_corrupt: bool, held_out_labels: bool,
+    held_out: tuple[str, ...] = HELD_OUT, **_,
 ) -> AudioDomain:  # fmt: skip
     """The domain of MTG-Jamendo, or of data in its layout, from resolved flags.
 
     Args:
         rate: of the data set, in samples per second.
         held_out_labels: see AudioDomain.
+        held_out: see Jamendo.
 
     Raises:
         InputError: a VAE that is no Oobleck of this rate.
@@ -199,7 +206,7 @@ def music(
     if form.rate not in (None, rate):
         raise InputError(f"--vae {vae} hears {form.rate} samples per second, and {name} has {rate}")
     form = form._replace(rate=rate)
-    source = Jamendo(data_path, vae, form, cache_dir, skip_corrupt=skip_corrupt)
+    source = Jamendo(data_path, vae, form, cache_dir, skip_corrupt=skip_corrupt, held_out=held_out)
     return AudioDomain.create(
         name, source, image_size=image_size, num_classes=num_classes,
         held_out_labels=held_out_labels,

@@ -26,6 +26,7 @@ from .jamendo import Recordings
 from .latents import StoredCodec
 from .oobleck import CHUNK, OVERLAP, OobleckCodec, OobleckConfig, check_form
 from .ragged_store import SHARD_SIZE, RaggedEncoder, RaggedEncoding, RaggedStore, Whole
+from .sources import NoHeldOut
 from .store import (
     Arrays,
     Content,
@@ -65,9 +66,8 @@ class TrackEncoding(RaggedEncoding):
     overlap: int = OVERLAP
 
     def check(self) -> None:
+        super().check()
         check_form(self.form)
-        if not 0 < self.held_out < self.count:
-            raise ValueError("some of the tracks are held out")
 
     @property
     def row(self) -> tuple[int]:
@@ -114,8 +114,13 @@ class TrackEncoder(RaggedEncoder):
     def __init__(self, domain: AudioDomain, batch_size: int, device: torch.device) -> None:
         self.domain, source = domain, domain.source
         self.form, self.codec = source.form, domain.codec.to(device)
-        trained, held_out = (source.tracks(held_out=part) for part in (False, True))
-        self.tracks, self.held_out = trained.followed_by(held_out), len(held_out)
+        self.tracks, self.held_out = source.tracks(held_out=False), 0
+        try:
+            held_out = source.tracks(held_out=True)
+        except NoHeldOut:
+            pass
+        else:
+            self.tracks, self.held_out = self.tracks.followed_by(held_out), len(held_out)
         self.tracks.check(self.form.hop)
         read = partial(read_track, self.tracks, self.form.hop)
         self.samples = Whole(read, len(self.tracks), "track", skip_corrupt=source.skip_corrupt)

@@ -108,6 +108,7 @@ SCORINGS: dict[str, Scoring] = {  # --dataset_name -> its own; all others as the
     "mtg-jamendo": Scoring(
         10_000, 50, None, "mtg-jamendo", "clap:laion/larger_clap_music", held_out=True
     ),
+    "mtg-jamendo-all": Scoring(10_000, 50, None, "mtg-jamendo-all", "clap:laion/larger_clap_music"),
     "moving": Scoring(500, 50, 25, "moving", "classifier"),
     # FVD of as many clips as CLEVRER's validation part has videos; of SSv2's it is the first ones.
     "clevrer": Scoring(5000, 8, None, "clevrer", "i3d:i3d_torchscript.pt", held_out=True),

@@ -263,6 +263,9 @@ def test_a_sample_has_the_labels_of_a_held_out_track_or_one_label(domain, root, 
     assert rendered.conditions["labels"] != domain.conditions["labels"]
     bare = domains.build("mtg-jamendo", num_classes=4, vae=vae, image_size=SAMPLES)
     assert bare.choices == 4 and torch.equal(bare.condition(torch.arange(4))["y"], torch.eye(4))
+    other = domains.build("mtg-jamendo", data_path=str(root), num_classes=3, vae=vae)
+    with pytest.raises(InputError, match="has 4 labels, not --num-classes 3"):
+        other.condition(torch.arange(1))
 
 
 def test_mono_is_as_loud_as_stereo(tmp_path):

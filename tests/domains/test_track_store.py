@@ -205,6 +205,22 @@ def test_a_sample_gets_the_labels_of_a_stored_track_that_is_held_out(encoded, ro
     assert domain.conditions == files.conditions
 
 
+def test_a_data_set_may_be_trained_on_all_tracks(root, vae, tmp_path):
+    """The paper's "over 55,000 songs" are all of MTG-Jamendo's."""
+    name, folder = "mtg-jamendo-all", tmp_path / "store"
+    files = domains.build(name, data_path=str(root), vae=vae, image_size=SAMPLES)
+    assert len(files.train_set()) == files.choices == 5
+    assert files.num_classes == 4 and files.shape == (4, SAMPLES // HOP)
+    words = ["--dataset_name", name, "--data-path", root, "--vae", vae, "--out", folder]
+    succeed("encode", *words, "--num-workers", 0, "--device", "cpu")
+    stored = opened(folder, name)
+    assert len(stored.train_set()) == 5 and stored.conditions == files.conditions
+    with pytest.raises(domains.NoHeldOut, match="tracks of all parts are trained on"):
+        files.held_out_set()
+    with pytest.raises(domains.NoHeldOut, match="has no held-out track"):
+        stored.held_out_set()
+
+
 def test_the_manifest_says_what_there_is_for_people(encoded):
     manifest = json.loads((encoded / "manifest.json").read_text())
     shards = manifest["shards"]
@@ -276,7 +292,7 @@ def test_a_truncated_or_missing_shard_is_named(store):
     [
         (lambda m: m["encoding"]["codec"].update(sha256="0"), "disagree about the codec"),
         (lambda m: m["encoding"].update(vocabulary=[]), "disagree about the vocabulary"),
-        (lambda m: m["encoding"].update(held_out=5), "some of the tracks are held out"),
+        (lambda m: m["encoding"].update(held_out=5), "some of the samples are to train on"),
         (lambda m: m["encoding"].update(form=[2, 4, 0, RATE]), "hop is 0"),
         (lambda m: m["encoding"].update(form=[2, 4, 64]), "is no manifest of latents"),
         (lambda m: m["encoding"].update(count=3), "its shards do not fit its counts"),
