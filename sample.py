@@ -267,10 +267,11 @@ def check_codec(flags: SampleFlags, found: Checkpoint, domain: domains.Domain) -
     (Stable Diffusion's ema and mse); the scale has to be the same.
     """
     ours = domain.identity
-    key = first_difference(found.codec, ours)
-    if key is None or (key == "sha256" and flags.vae):
-        return
-    raise InputError(f"{found.path}: {domain.unlike(key, found.codec[key], ours[key])}")
+    stored = dict(found.codec)
+    if flags.vae:
+        stored.pop("sha256", None)
+    if key := first_difference(stored, ours):
+        raise InputError(f"{found.path}: {domain.unlike(key, stored[key], ours[key])}")
 
 
 def precision_of(flags: SampleFlags, device: torch.device) -> str:

@@ -286,12 +286,14 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
     found = opened.checkpoint
     own = next(kind for kind in (ODEFlags, SDEFlags, DDPMFlags) if isinstance(flags, kind))
     sampler = {field.name: getattr(flags, field.name) for field in dataclasses.fields(own)}
+    if not sampler.get("ddim"):  # samples of before the flag are the same ones
+        sampler.pop("ddim", None)
     return {
         "task": type(task).__name__,
         "samples": task.count,
         "checkpoint": {
             "file": str(found.path), "sha256": sha256_of(found.path), "step": found.step,
-            "weights": flags.weights, "model": model_of(flags, opened),
+            "weights": flags.weights, "model": found.args.get("model"),
         },
         "sampler": {
             "mode": own.__name__.removesuffix("Flags"), **sampler,
@@ -324,15 +326,11 @@ def frames_of(domain: Domain) -> dict[str, int]:
     return {"num_frames": domain.num_frames, "frame_stride": domain.frame_stride}
 
 
-def model_of(flags: NpzFlags, opened: Opened) -> str | None:
-    """The model as its file names it; bare weights do not, and go by --model."""
-    return opened.checkpoint.args.get("model") or flags.model
-
-
 def public_name(flags: NpzFlags, opened: Opened) -> str:
-    """SiT's folder name: model, checkpoint, guidance, batch, solver."""
+    """SiT's folder name: model (bare weights do not know it, and go by --model), checkpoint,
+    guidance, batch, solver."""
     found = opened.checkpoint
-    model = str(model_of(flags, opened) or "SiT").replace("/", "-")
+    model = str(found.args.get("model") or flags.model or "SiT").replace("/", "-")
     stem = f"{model}-{found.path.stem}-cfg-{flags.cfg_scale}-{flags.per_proc_batch_size}"
     stem += "-balanced" if flags.labels == "balanced" else ""
     if isinstance(flags, DDPMFlags):

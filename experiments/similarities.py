@@ -5,6 +5,7 @@ python -m experiments.similarities --preset digits --seeds 0 1 2
 
 from functools import partial
 
+from methods.layer_sync import WEIGHTS
 from runtime.entry import run
 
 from .rows import layer_sync, vanilla
@@ -18,8 +19,15 @@ def runs(setting: Setting) -> list[Run]:
     """All at the preset's weight, though they are of different scale: read each row's gradient
     ratio, and repeat the table with -- --reg-weight W. Of images, TRD is
     the relation."""
-    same = {"reg_weight": setting.weight, "telemetry_every": setting.tenth}
-    return [vanilla(), *(layer_sync(name, similarity=name, **same) for name in SIMILARITIES)]
+    watched = {"telemetry_every": setting.tenth}
+    same = {name: {"reg_weight": setting.weight} for name in WEIGHTS}  # in their own one's place
+    return [
+        vanilla(),
+        *(
+            layer_sync(name, similarity=name, **watched, **same.get(name, {}))
+            for name in SIMILARITIES
+        ),
+    ]
 
 
 TABLE = Experiment("similarities", "Similarities", ("t1-b",), runs)

@@ -25,12 +25,11 @@ def runs(setting: Setting) -> list[Run]:
 
 
 def samplings(setting: Setting) -> dict[str, tuple[str, ...]]:
-    """Both readings of the paper's 250 steps of Heun; small data are drawn in fewer, and once."""
-    small = SCORINGS.get(setting.dataset)
-    if small and small.time_points:
+    """Of the paper's images both readings of its 250 steps of Heun: time points, and calls."""
+    if setting.dataset in SCORINGS:
         return {"samples": ()}
     points = PROTOCOLS["paper-ode-250"]["num_sampling_steps"]
-    return {"498-calls": (), "250-calls": ("--num-sampling-steps", str(points))}
+    return {"samples": (), "250-calls": ("--num-sampling-steps", str(points))}
 
 
 PRESETS = ("t1-b", "t1-l", "t1-xl")

@@ -12,6 +12,8 @@ from .errors import InputError
 from .files import discard_rests, write_patiently
 
 MARK = "requeue"  # a file in the folder of a run that was asked to stop and has more to do
+# What files do not say whose code had no flag for it.
+FIXED_ONCE = {"adam_beta1": 0.9, "adam_beta2": 0.999}
 
 
 class Start(NamedTuple):
@@ -97,12 +99,11 @@ def refuse_changes(config: TrainConfig, images: int, origin: Checkpoint) -> None
     if config.resume_anyway:
         return
     free = MAY_CHANGE | foreign_to(config.loss_type)  # public files have flags of every method
+    then = FIXED_ONCE | origin.args
     changed = [
-        f"--{name.replace('_', '-')} {origin.args[name]} -> {value}"
+        f"--{name.replace('_', '-')} {then[name]} -> {value}"
         for name, value in dataclasses.asdict(config).items()
-        if name not in free
-        and name in origin.args
-        and compared(name, origin.args[name]) != compared(name, value)
+        if name not in free and name in then and compared(name, then[name]) != compared(name, value)
     ]
     if changed:
         raise InputError(

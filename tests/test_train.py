@@ -487,6 +487,7 @@ def test_the_betas_are_adamws_and_part_of_what_a_resume_compares(trained, tmp_pa
     for name in ("adam_beta1", "adam_beta2"):  # of before there were these flags
         del content["args"][name]
     torch.save(content, tmp_path / "6.pt")
+    assert "--adam-beta1 0.9 -> 0.5" in refused("train", *BATCH, *betas, *resume)
     succeed("train", *BATCH, *resume)
     assert checkpoint_of(tmp_path / "old", 7)["opt"]["param_groups"][0]["betas"] == (0.9, 0.999)
 

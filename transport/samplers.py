@@ -191,8 +191,11 @@ class Sampler:
         if steps:
             if num_steps > steps:
                 raise ValueError(f"{num_steps} steps, but {transport.path.name} has {steps}")
-            last = steps / num_steps - 1 if ddim else 0
-            ticks = time_grid(steps - 1, last, num_steps, whole=True)
+            ticks = time_grid(steps - 1, 0, num_steps, whole=True)
+            if ddim:
+                ticks = [
+                    end - 1 for end in time_grid(steps, steps / num_steps, num_steps, whole=True)
+                ]
             times = [time_of(tick, steps) for tick in ticks]
             ends = [*map(self.at, times), (1.0, 0.0)]
         else:

@@ -240,15 +240,20 @@ def test_the_papers_250_steps_of_heun_are_read_in_both_ways_where_250_are_taken(
         preset = Path(flags.sample_dir).name.split("-vanilla")[0]
         found[preset, flags.name] = flags.num_sampling_steps
     digits = found.pop(("digits", "samples"))
-    assert found == {("t1-b", "498-calls"): 250, ("t1-b", "250-calls"): 126} and digits < 126
+    assert found == {("t1-b", "samples"): 250, ("t1-b", "250-calls"): 126} and digits < 126
 
 
 def test_similarities_are_compared_at_one_weight(results):
-    """Without the flag each has its own, or none."""
+    """Without the flag two have their own or none, and the others the preset's."""
     said = succeed("experiments.similarities", "--results", results, "--dry-run").out
-    trained = [shlex.split(line) for line in said.splitlines() if "train.py" in line]
-    weights = [words[words.index("--reg-weight") + 1] for words in trained[1:]]
-    assert weights == ["0.3"] * 5
+    weights = {}
+    for words in (shlex.split(line) for line in said.splitlines() if "train.py" in line):
+        flags = config.parse(config.TrainConfig, PRESETS, words[1:])
+        weights[flags.similarity, flags.loss_type] = flags.reg_weight
+        own = flags.similarity in ("smooth_l1", "relation")
+        assert ("--reg-weight" in words) == own
+    assert weights.pop(("cosine", "vanilla")) is None
+    assert len(weights) == 5 and set(weights.values()) == {0.3}
 
 
 def test_networks_of_others_are_sampled_by_their_own_protocols(results):

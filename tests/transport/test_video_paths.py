@@ -70,7 +70,7 @@ def test_sampling_begins_without_signal_and_ends_at_the_data():
     torch.testing.assert_close(x, data, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("calls", [20, 50])
+@pytest.mark.parametrize("calls", [16, 20, 50])
 def test_ddim_is_the_loop_of_cogvideox_in_diffusers(calls):
     scheduler = cogvideox()
     scheduler.set_timesteps(calls)
