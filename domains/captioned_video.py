@@ -191,6 +191,9 @@ class CaptionedVideoDomain(ClipDomain):
 
     # Samples are drawn with captions of the validation part; a choice is the number of its entry.
 
+    choices_are = "captions of the validation part"
+    held_out_labels = True
+
     @cached_property
     def test_prompts(self) -> Prompts:
         return self.prompts(self.source.test_captions)

@@ -143,6 +143,7 @@ class Domain(ABC):
     rate = None  # of sound, in samples per second
     pads = False  # whether lengths differ, and batches have a mask
     choices_are = "classes"  # what a person calls `choices`
+    held_out_labels = False  # whether samples have labels or captions of held-out data
 
     @property
     def image_size(self) -> int:

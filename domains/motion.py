@@ -188,6 +188,9 @@ class MotionDomain(Domain):
     # Samples are drawn with the captions and lengths of the test split. A choice is a caption's row
     # and, as in HumanML3D's loader, whether it is a UNIT shorter: 2 row + short.
 
+    choices_are = "captions of the test split, each in two lengths"
+    held_out_labels = True
+
     @property
     def choices(self) -> int:
         return 2 * len(self.test_clips.captions) if self.data_path else 0

@@ -16,7 +16,7 @@ from evaluations import pages
 from evaluations.features import Encoder, Pooled, Study, StudyFlags, View
 from evaluations.metrics.alignment import CKA, CKNNA, DebiasedCKA, Likeness
 from runtime import distributed
-from runtime.config import Blocks, at_least, checked
+from runtime.config import BlockNumbers, at_least, checked
 from runtime.entry import asked_of_user, run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
@@ -29,7 +29,7 @@ METRICS: dict[str, type[Likeness]] = {"cka": CKA, "debiased_cka": DebiasedCKA, "
 class SimilarityFlags:
     against: str | None = None  # another checkpoint or timm:MODEL; None: the network itself
     against_weights: Path | None = None  # file of timm:MODEL; None: where timm keeps downloads
-    against_blocks: Blocks = ()  # none: an encoder's last, all of a checkpoint
+    against_blocks: BlockNumbers = ()  # none: an encoder's last, all of a checkpoint
     pictures: int = 4000  # images at most, a random choice
 
 

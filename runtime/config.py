@@ -15,7 +15,7 @@ Config = TypeVar("Config")
 PathType = Literal["Linear", "GVP", "VP", "Cosine-1000", "Cosine-50", "CogVideoX"]
 Prediction = Literal["velocity", "score", "noise", "data", "v_prediction"]
 # Numbers of blocks as words, `2 3`, or with commas, `2,3`.
-Blocks = Annotated[
+BlockNumbers = Annotated[
     tuple[int, ...],
     tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
@@ -164,7 +164,7 @@ class TrainConfig(TransportFlags):
     resume_anyway: bool = False  # resume although flags differ from the checkpoint's
     ckpt: str | None = None  # resume this file or run folder; with --fine-tune: start from it
     fine_tune: bool = False  # load the EMA weights of --ckpt only; new classes and sizes are fine
-    prune_blocks: Blocks = ()  # with --fine-tune: blocks of --ckpt to leave out, from 1
+    prune_blocks: BlockNumbers = ()  # with --fine-tune: blocks of --ckpt to leave out, from 1
     dry_run: bool = False  # print the resolved flags, parameters and memory, and stop
     plan: bool = False  # run a few steps, print what the whole run would cost, and stop
 
@@ -246,7 +246,7 @@ class SampleFlags:
     cfg_channels: Literal["all", "3"] | None = None  # guided channels; None: 3 for SD latents
     guidance_low: float = 0.0  # guide where t >= this (t = 0 noise, t = 1 data)
     guidance_high: float = 1.0  # guide where t <= this
-    skip_blocks: Blocks = ()  # blocks that are left out, counted from 1 (Table 8)
+    skip_blocks: BlockNumbers = ()  # blocks that are left out, counted from 1 (Table 8)
     float64: bool = False  # keep the sampler's state in double precision
     tf32: bool = True  # TF32 matrix products on GPU
     bf16: bool = False  # run the network and the VAE's decoder under bfloat16 autocast
@@ -358,6 +358,7 @@ READS: dict[str, set[str]] = {
     "sra2": TERM | {"encoder_depth"},
 }
 SYNC_METHODS = {"layer_sync", "multiple_sync"}  # they share the published weight
+COSINES = {"cosine", "centred", "centred_all", "spatial"}  # so do these --similarity
 
 
 def foreign_to(loss_type: str) -> set[str]:
@@ -433,14 +434,25 @@ def parse(
     argv = sys.argv[1:] if argv is None else argv
     name = peek("--preset", argv)
     row = dict(known(name, presets, "preset")) if name else {}
-    published = row.get("loss_type", "layer_sync")
-    method = peek("--loss-type", argv) or peek("--loss_type", argv) or published
-    # A preset's flags are its method's; the others have their authors' own.
-    others = foreign_to(method) if {method, published} <= SYNC_METHODS else foreign_to("vanilla")
-    if method != published:
-        row = {key: value for key, value in row.items() if key not in others}
+    row = {key: value for key, value in row.items() if key not in not_meant(row, argv)}
     default = config(**row, preset=name) if name else config()
     return checked(tyro.cli(config, args=argv, default=default, console_outputs=speaks()))
+
+
+def not_meant(row: Mapping[str, Any], argv: Sequence[str]) -> set[str]:
+    """The flags that a preset has for its own method or similarity, where `argv` asks for another:
+    those have their authors' own."""
+    published = row.get("loss_type", "layer_sync")
+    method = peek("--loss-type", argv) or peek("--loss_type", argv) or published
+    alike = row.get("similarity", "cosine")
+    similarity = peek("--similarity", argv) or alike
+    others = set()
+    if method != published:
+        both = {method, published}
+        others |= foreign_to(method if both <= SYNC_METHODS else "vanilla")
+    if similarity != alike and not {similarity, alike} <= COSINES:
+        others |= {"reg_weight"}
+    return others
 
 
 def parse_sampling(

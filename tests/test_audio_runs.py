@@ -203,7 +203,7 @@ def score(*words):
     return succeed("evaluations.images.__main__", *words, "--device", "cpu", "--num-workers", 0)
 
 
-def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path):
+def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path, recwarn):
     import domains
     from evaluations.extractors import classifier as classifiers
 
@@ -220,7 +220,8 @@ def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path)
     for name, sounds in (("good", good), ("noise", noise)):
         np.savez(tmp_path / f"{name}.npz", arr_0=sounds, arr_1=batch.y.numpy())
         samples = tmp_path / f"{name}.npz"
-        score("mtg-jamendo", samples, "--extractor", f"classifier:{file}", *where)
+        with pytest.warns(UserWarning, match="labels or captions of its held-out part"):
+            score("mtg-jamendo", samples, "--extractor", f"classifier:{file}", *where)
         found[name] = json.loads((tmp_path / f"{name}.score.json").read_text())["scores"]
         assert (tmp_path / f"{name}.score.png").stat().st_size > 5000
     assert found["good"]["fd_classifier"] < 0.2 * found["noise"]["fd_classifier"]
@@ -236,7 +237,9 @@ def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path)
         assert len(content["arr_0"]) == len(content["held_out"]) == 8
         assert len(content["pool"]) == 36 and len(content["held_out_pool"]) == 12
     # And of the held-out part alone: the scores of --held-out, kept.
+    recwarn.clear()
     score("mtg-jamendo", tmp_path / "good.npz", *extractor, *where, "--held-out")
+    assert not any("labels or captions" in str(one.message) for one in recwarn)
     live = json.loads((tmp_path / "good.score.json").read_text())
     unseen = ["make-reference", "mtg-jamendo", "--held-out", 12, "--out", reference]
     score(*unseen, *extractor, *where)
@@ -244,6 +247,15 @@ def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path)
     stored = json.loads((tmp_path / "good.score.json").read_text())
     assert stored["scores"] == pytest.approx(live["scores"], rel=1e-5)
     assert stored["floor"] is None and stored["reference"]["images"] == 12
+
+
+@pytest.mark.parametrize(("name", "images"), [("mtg-jamendo", 12), ("mtg-jamendo-all", 48)])
+def test_scores_of_training_are_beside_tracks_whose_labels_samples_have(bands, name, images):
+    import domains
+    from evaluations.images.in_training import beside
+
+    domain = domains.build(name, data_path=str(bands), vae="none", image_size=8192)
+    assert len(beside(domain, workers=0).images) == images
 
 
 @pytest.fixture(scope="module")

@@ -210,6 +210,18 @@ def test_conda_installs_what_make_does():
     assert made == conda and len(made) == 1
 
 
+def test_demo_samples_the_run_that_was_trained_where_an_earlier_one_was_killed(tmp_path):
+    """Before its first checkpoint, so that --resume auto began a new run."""
+    for name in ("000-SiT-Ti-2-digits", "001-SiT-Ti-2-digits"):
+        (tmp_path / "results/demo" / name).mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/installed").touch()
+    words = ["make", "-f", ROOT / "Makefile", "demo", "RUN=echo"]
+    said = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "sample_ddp.py ODE --ckpt results/demo/001-SiT-Ti-2-digits --sampling" in said
+
+
 def test_make_clean_leaves_the_runs(tmp_path):
     """results is train.py's default folder, samples that of sample_ddp.py."""
     for name in (".venv", "results/demo", "results/000-SiT-XL-2-mine", "samples"):

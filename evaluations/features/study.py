@@ -15,7 +15,7 @@ from domains.codecs import PIXELS
 from domains.reading import chosen
 from evaluations.extractors.timm import Asked
 from evaluations.extractors.vit import VisionTransformer
-from runtime.config import Blocks, SampleFlags
+from runtime.config import BlockNumbers, SampleFlags
 from runtime.distributed import Ranks
 from runtime.errors import InputError
 from sample import open_checkpoint, with_data
@@ -42,13 +42,13 @@ class DataFlags:
 class SubjectFlags:
     # a file, a run (its newest), or timm:MODEL
     ckpt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CKPT")] = tyro.MISSING
-    blocks: Blocks = ()  # which, counted from 1; none: all
+    blocks: BlockNumbers = ()  # which, counted from 1; none: all
     noise: float = 0.0  # 1 - t, share of noise in the input: 0 the clean image (t = 0.999)
     label: Literal["null", "true"] = "null"  # the condition; the true class tells the answer
     latent: Literal["sample", "mode"] = "sample"  # of the VAE's posterior
     seed: int = 0  # of noise, posterior and the choice of images
     weights: Literal["ema", "model"] = "ema"  # which weights of the checkpoint
-    skip_blocks: Blocks = ()  # blocks of it that are left out, from 1 (Table 8)
+    skip_blocks: BlockNumbers = ()  # blocks of it that are left out, from 1 (Table 8)
     encoder_weights: Path | None = None  # file of timm:MODEL; None: where timm keeps downloads
     vae: str | None = None  # ema, mse, a hub id or a folder; None: the checkpoint's
     batch_size: int = 64  # images per batch and process

@@ -16,7 +16,7 @@ from runtime.errors import InputError
 
 from .evaluator import Evaluator
 from .scores import How
-from .sources import Block, open_images, real_of, size_of
+from .sources import Block, Real, held_out_of, open_images, real_of, size_of
 
 BATCH = 50
 MOST_REAL = 50_000  # images of the data set that the samples are held against
@@ -69,7 +69,7 @@ class TrainingScore:
                 num_frames=domain.num_frames, frame_stride=domain.frame_stride,
             )  # fmt: skip
         else:
-            real = real_of(domain.name, domain, workers=config.num_workers, most=MOST_REAL)
+            real = beside(domain, workers=config.num_workers)
         self.extractor = opened_extractor(config.score_extractor, domain, ranks, folder)
         how = How(self.extractor.half_distances)
         self.evaluator = Evaluator(real, self.extractor, ranks, how, batch=BATCH, progress=False)
@@ -95,6 +95,15 @@ class TrainingScore:
     def facts(self) -> dict[str, Any]:
         """What a row of scores depends on."""
         return {"images": self.count, "extractor": self.extractor.name}
+
+
+def beside(domain: domains.Domain, *, workers: int) -> Real:
+    """The data that a domain's samples are scored beside: training data, unless samples have the
+    labels of held-out ones."""
+    if domain.held_out_labels and not domain.stored_in:
+        held_out = held_out_of(domain.name, domain, workers=workers, most=MOST_REAL)
+        return Real(held_out, None)
+    return real_of(domain.name, domain, workers=workers, most=MOST_REAL)
 
 
 def opened_extractor(

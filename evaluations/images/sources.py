@@ -3,6 +3,7 @@
 import hashlib
 import lzma
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -333,6 +334,12 @@ def open_images(
     )  # fmt: skip
     if held_out is not None:
         return Real(held_out_of(asked, domain, workers=workers, most=held_out), None)
+    if domain.held_out_labels:
+        warnings.warn(
+            f"samples of {asked} have labels or captions of its held-out part, and this is its "
+            "training part: --held-out takes that one",
+            stacklevel=2,
+        )
     return real_of(asked, domain, workers=workers)
 
 

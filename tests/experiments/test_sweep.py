@@ -248,7 +248,7 @@ def test_similarities_are_compared_at_one_weight(results):
     said = succeed("experiments.similarities", "--results", results, "--dry-run").out
     weights = {}
     for words in (shlex.split(line) for line in said.splitlines() if "train.py" in line):
-        flags = config.parse(config.TrainConfig, PRESETS, words[1:])
+        flags = config.parse(config.TrainConfig, PRESETS, words[2:])
         weights[flags.similarity, flags.loss_type] = flags.reg_weight
         own = flags.similarity in ("smooth_l1", "relation")
         assert ("--reg-weight" in words) == own

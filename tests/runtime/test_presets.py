@@ -44,6 +44,24 @@ def test_the_public_codes_settings_are_those_that_a_machine_would_choose_otherwi
 
 
 @pytest.mark.parametrize(
+    ("preset", "similarity", "weight"),
+    [
+        ("t6", "cosine", 0.2),
+        ("t6", "centred", 0.2),
+        ("t6", "smooth_l1", None),
+        ("t6", "trd", None),
+        ("wan-ssv2", "trd", 0.5),
+        ("wan-ssv2", "cosine", None),
+    ],
+)
+def test_a_presets_weight_is_of_its_similarity(preset, similarity, weight):
+    """Cosines share it; None: what its authors published, or to be given."""
+    words = ["--preset", preset, "--similarity", similarity]
+    assert parse(TrainConfig, PRESETS, words).reg_weight == weight
+    assert parse(TrainConfig, PRESETS, [*words, "--reg-weight", "3"]).reg_weight == 3
+
+
+@pytest.mark.parametrize(
     ("name", "steps", "loss_type"),
     [
         ("repa-run", 4_000_000, "repa"),

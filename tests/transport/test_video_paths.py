@@ -70,7 +70,24 @@ def test_sampling_begins_without_signal_and_ends_at_the_data():
     torch.testing.assert_close(x, data, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("calls", [16, 20, 50])
+@pytest.mark.parametrize("calls", [16, 20, 30, 50, 999])
+def test_ticks_of_ddim_are_the_trailing_ones_of_diffusers(calls):
+    """Of numbers that do not divide 1000, too, where diffusers' steps do not end where the next one
+    begins, and ours do."""
+    scheduler = cogvideox()
+    scheduler.set_timesteps(calls)
+    seen = []
+
+    def field(x, t):
+        seen.append(tick_of(t[0], 1000).item())
+        return toy_field(x, t)
+
+    sampler = Sampler(create_transport("CogVideoX", "v_prediction"))
+    sampler.sample_ddpm(num_steps=calls, ddim=True, randn=None)(normal(1, 2, 4), field)
+    assert [round(tick) for tick in seen] == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("calls", [20, 50])
 def test_ddim_is_the_loop_of_cogvideox_in_diffusers(calls):
     scheduler = cogvideox()
     scheduler.set_timesteps(calls)
