@@ -140,6 +140,9 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
     velocity = args.get("prediction", "velocity") == "velocity"
     if public and velocity and args.get("path_type") != "VP":
         args.update(train_eps=None, sample_eps=None)
+    reversed_time = "enc_type" in args or "proj_coeff" in args
+    if public and not reversed_time:
+        args.setdefault("loss_type", "vanilla")  # SiT's own have no such flag
     ema = averaged(content)
     return Checkpoint(
         path=path,
@@ -147,7 +150,7 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
         ema=plain_names(ema, path),
         **parts,
         architecture=content.get("architecture"),
-        reversed_time="enc_type" in args or "proj_coeff" in args,
+        reversed_time=reversed_time,
         step=step_of(content, path),
         images=content["images"] if type(content.get("images")) is int else None,
     )

@@ -292,7 +292,9 @@ def test_a_public_training_checkpoint_resumes_with_its_optimizer(trained, tmp_pa
     results, _ = trained
     content = checkpoint_of(results, 6)
     public = {key: content[key] for key in ("model", "ema", "opt")}
-    public["args"] = argparse.Namespace(model="SiT-Ti/4", global_batch_size=12, image_size=8)
+    public["args"] = argparse.Namespace(
+        model="SiT-Ti/4", global_batch_size=12, image_size=8, loss_type="layer_sync"
+    )
     torch.save(public, tmp_path / "0000006.pt")
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     (folder,) = results.iterdir()
@@ -342,6 +344,26 @@ def test_a_public_run_of_each_method_resumes_under_its_own_flags(
     assert f"({name} " in said and f" -> {value})" in said, "and no other"
     succeed("train", *resume)
     assert checkpoint_of(tmp_path / "results", 7)["train_steps"] == 7
+
+
+def test_a_run_of_sit_goes_on_without_layer_sync_unless_it_is_asked_for(trained, tmp_path):
+    """Its files do not say so: its train.py has no --loss-type."""
+    results, _ = trained
+    content = checkpoint_of(results, 6)
+    sit = {key: content[key] for key in ("model", "ema", "opt")}
+    of_sync = {"loss_type", "encoder_depth", "gt_encoder_depth", "reg_weight", "multi_blocks_match"}
+    flags = {key: value for key, value in PUBLIC.items() if key not in of_sync}
+    sit["args"] = argparse.Namespace(**flags)
+    torch.save(sit, tmp_path / "0000006.pt")
+    resume = [*BATCH, "--ckpt", tmp_path / "0000006.pt", "--max-steps", 7, "--results-dir"]
+    said = refused("train", *resume, tmp_path / "refused")
+    assert "(--loss-type vanilla -> layer_sync)" in said
+    for method, words in (
+        ("vanilla", ["--loss-type", "vanilla"]),
+        ("layer_sync", ["--resume-anyway"]),
+    ):
+        succeed("train", *resume, tmp_path / method, *words)
+        assert checkpoint_of(tmp_path / method, 7)["args"]["loss_type"] == method
 
 
 def test_fine_tuning_starts_from_the_ema_with_other_classes_and_sizes(trained, tmp_path):
