@@ -286,8 +286,6 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
     found = opened.checkpoint
     own = next(kind for kind in (ODEFlags, SDEFlags, DDPMFlags) if isinstance(flags, kind))
     sampler = {field.name: getattr(flags, field.name) for field in dataclasses.fields(own)}
-    if not sampler.get("ddim"):  # samples of before the flag are the same ones
-        sampler.pop("ddim", None)
     return {
         "task": type(task).__name__,
         "samples": task.count,
@@ -347,6 +345,9 @@ def identity(protocol: dict[str, Any]) -> dict[str, Any]:
     copy = json.loads(json.dumps(protocol))
     if isinstance(copy.get("checkpoint"), dict):
         copy["checkpoint"].pop("file", None)
+    sampler = copy.get("sampler")
+    if isinstance(sampler, dict) and sampler.get("ddim") is False:
+        del sampler["ddim"]  # samples of before the flag are the same ones
     return copy
 
 

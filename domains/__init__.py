@@ -117,7 +117,7 @@ DATASETS = {
     # The same, trained on all tracks: none is held out
     "mtg-jamendo-all": Row(
         defaults=default_flags(SAMPLES, None, oobleck.STABLE_AUDIO, hflip=False),
-        fixed=dict(rate=44_100, held_out=(), held_out_labels=False),
+        fixed=dict(rate=44_100, held_out_parts=(), held_out_labels=False),
         create=jamendo.music,
     ),
     # Rendered instruments in the same layout (python -m experiments.instruments): 2-second crops.

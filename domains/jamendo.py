@@ -121,18 +121,17 @@ class Jamendo:
     Args:
         form: of the VAE; its rate is that of the data set, to which files are resampled.
         skip_corrupt: where whole tracks are encoded, leave unreadable ones out.
-        held_out: parts that are not trained on; (): all are.
-
+        held_out_parts: are not trained on.
     """
 
     stored_in = None
 
     def __init__(
         self, data_path: str | None, vae: str, form: OobleckConfig, cache_dir: str | None, *,
-        skip_corrupt: bool = False, held_out: tuple[str, ...] = HELD_OUT,
+        skip_corrupt: bool = False, held_out_parts: tuple[str, ...] = HELD_OUT,
     ) -> None:  # fmt: skip
         self.data_path, self.vae, self.cache_dir = data_path, vae, cache_dir
-        self.form, self.skip_corrupt, self.held_out = form, skip_corrupt, held_out
+        self.form, self.skip_corrupt, self.held_out_parts = form, skip_corrupt, held_out_parts
         self.at_hand = data_path is not None
 
     @cached_property
@@ -166,7 +165,7 @@ class Jamendo:
             NoHeldOut: all parts are trained on.
             InputError: there are none.
         """
-        parts = [part for part in PARTS if (part in self.held_out) == held_out]
+        parts = [part for part in PARTS if (part in self.held_out_parts) == held_out]
         if not parts:
             raise NoHeldOut(f"{self.data_path}: tracks of all parts are trained on")
         place = {tag: number for number, tag in enumerate(self.vocabulary)}
@@ -190,14 +189,14 @@ class Jamendo:
 def music(
     name: str, *, rate: int, image_size: int, num_classes: int | None, vae: str,
     data_path: str | None, cache_dir: str | None, skip_corrupt: bool, held_out_labels: bool,
-    held_out: tuple[str, ...] = HELD_OUT, **_,
+    held_out_parts: tuple[str, ...] = HELD_OUT, **_,
 ) -> AudioDomain:  # fmt: skip
     """The domain of MTG-Jamendo, or of data in its layout, from resolved flags.
 
     Args:
         rate: of the data set, in samples per second.
         held_out_labels: see AudioDomain.
-        held_out: see Jamendo.
+        held_out_parts: see Jamendo.
 
     Raises:
         InputError: a VAE that is no Oobleck of this rate.
@@ -206,7 +205,9 @@ def music(
     if form.rate not in (None, rate):
         raise InputError(f"--vae {vae} hears {form.rate} samples per second, and {name} has {rate}")
     form = form._replace(rate=rate)
-    source = Jamendo(data_path, vae, form, cache_dir, skip_corrupt=skip_corrupt, held_out=held_out)
+    source = Jamendo(
+        data_path, vae, form, cache_dir, skip_corrupt=skip_corrupt, held_out_parts=held_out_parts
+    )
     return AudioDomain.create(
         name, source, image_size=image_size, num_classes=num_classes,
         held_out_labels=held_out_labels,

@@ -48,6 +48,11 @@ paired by seed, with 95 % intervals. Losses are of the averaged weights (ema) an
 (model); `fd_` and `kd_classifier` are Frechet and kernel distances between features of a small
 classifier. The paper's numbers stand in the text above a table, or in a column where the runs are
 its own: small runs are no reproduction of it. Speed is in [docs/speed.md](docs/speed.md).
+
+**No GPU was at hand.** Not run are the setting most likely to show the paper's gain (24 blocks,
+without classes, 8,000 steps: `--preset evidence`), the gate on it, and all rows at the paper's
+size; [experiments/README.md](experiments/README.md#the-evidence) has the commands, and the
+reasons that were measured where LayerSync does not help here.
 """
 
 

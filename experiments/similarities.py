@@ -5,7 +5,7 @@ python -m experiments.similarities --preset digits --seeds 0 1 2
 
 from functools import partial
 
-from methods.layer_sync import WEIGHTS
+from runtime.config import COSINES
 from runtime.entry import run
 
 from .rows import layer_sync, vanilla
@@ -17,16 +17,17 @@ SIMILARITIES = ("cosine", "centred", "spatial", "smooth_l1", "relation")
 
 def runs(setting: Setting) -> list[Run]:
     """All at the preset's weight, though they are of different scale: read each row's gradient
-    ratio, and repeat the table with -- --reg-weight W. Of images, TRD is
-    the relation."""
-    watched = {"telemetry_every": setting.tenth}
-    same = {name: {"reg_weight": setting.weight} for name in WEIGHTS}  # in their own one's place
+    ratio, and repeat the table with -- --reg-weight W. Of images, TRD is the relation."""
+
+    def weight(similarity: str) -> dict[str, float]:
+        """What has to be said of it, where it would have another one of its own."""
+        alike = {similarity, setting.similarity} <= COSINES
+        return {} if alike else {"reg_weight": setting.weight}
+
+    seen = {"telemetry_every": setting.tenth}
     return [
         vanilla(),
-        *(
-            layer_sync(name, similarity=name, **watched, **same.get(name, {}))
-            for name in SIMILARITIES
-        ),
+        *(layer_sync(one, similarity=one, **seen, **weight(one)) for one in SIMILARITIES),
     ]
 
 

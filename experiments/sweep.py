@@ -18,6 +18,7 @@ import tyro
 
 from layersync import default_pair, default_weight
 from methods import check_flags
+from methods.layer_sync import published_weight
 from models import KINDS, architecture
 from runtime import config as flags_of
 from runtime.checkpoint import run_label
@@ -82,6 +83,7 @@ class Setting(NamedTuple):
     steps: int
     student: int
     teacher: int
+    similarity: str
     weight: float
     labels: bool  # whether classes are told to the model
     hidden_size: int | None  # None: not to be chosen
@@ -212,8 +214,9 @@ def setting_of(preset: str, config: TrainConfig, scoring: Scoring, results: Path
     return Setting(
         preset, config.dataset_name, config.data_path, scoring.samples_folder(config), results,
         depth, config.max_steps, config.encoder_depth or student,
-        config.gt_encoder_depth or teacher,
-        default_weight(depth) if config.reg_weight is None else config.reg_weight,
+        config.gt_encoder_depth or teacher, config.similarity,
+        (published_weight(config.similarity, depth) or default_weight(depth))
+        if config.reg_weight is None else config.reg_weight,
         config.num_classes != 0, size.get("hidden_size"), size.get("num_heads"),
     )  # fmt: skip
 

@@ -59,6 +59,11 @@ NOTE = (
 WEIGHTS = {"trd": 0.5, "relation": 0.5, "smooth_l1": None}
 
 
+def published_weight(similarity: str, depth: int) -> float | None:
+    """None: there is none."""
+    return WEIGHTS.get(similarity, default_weight(depth))
+
+
 def synced(
     pairs: list[tuple[int, int]], config: TrainConfig, model: Denoiser, domain: Domain
 ) -> tuple[TrainConfig, Method]:
@@ -68,8 +73,7 @@ def synced(
             f"--sync-tokens {config.sync_tokens} has no meaning for --dataset_name {domain.name}, "
             "whose samples are not padded: leave it out"
         )
-    weight = WEIGHTS.get(config.similarity, default_weight(model.depth))
-    config = settled(config, reg_weight=weight)
+    config = settled(config, reg_weight=published_weight(config.similarity, model.depth))
     if config.reg_weight is None:
         raise InputError(
             f"--similarity {config.similarity} depends on the scale of the features, and has no "

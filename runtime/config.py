@@ -434,7 +434,8 @@ def parse(
     argv = sys.argv[1:] if argv is None else argv
     name = peek("--preset", argv)
     row = dict(known(name, presets, "preset")) if name else {}
-    row = {key: value for key, value in row.items() if key not in not_meant(row, argv)}
+    dropped = not_meant(row, argv)
+    row = {key: value for key, value in row.items() if key not in dropped}
     default = config(**row, preset=name) if name else config()
     return checked(tyro.cli(config, args=argv, default=default, console_outputs=speaks()))
 

@@ -12,7 +12,7 @@ from .errors import InputError
 from .files import discard_rests, write_patiently
 
 MARK = "requeue"  # a file in the folder of a run that was asked to stop and has more to do
-# What files do not say whose code had no flag for it.
+# Values of flags that older files do not record.
 FIXED_ONCE = {"adam_beta1": 0.9, "adam_beta2": 0.999}
 
 

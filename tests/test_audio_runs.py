@@ -203,7 +203,7 @@ def score(*words):
     return succeed("evaluations.images.__main__", *words, "--device", "cpu", "--num-workers", 0)
 
 
-def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path, recwarn):
+def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path):
     import domains
     from evaluations.extractors import classifier as classifiers
 
@@ -220,9 +220,10 @@ def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path,
     for name, sounds in (("good", good), ("noise", noise)):
         np.savez(tmp_path / f"{name}.npz", arr_0=sounds, arr_1=batch.y.numpy())
         samples = tmp_path / f"{name}.npz"
-        with pytest.warns(UserWarning, match="labels or captions of its held-out part"):
-            score("mtg-jamendo", samples, "--extractor", f"classifier:{file}", *where)
-        found[name] = json.loads((tmp_path / f"{name}.score.json").read_text())["scores"]
+        score("mtg-jamendo", samples, "--extractor", f"classifier:{file}", *where)
+        result = json.loads((tmp_path / f"{name}.score.json").read_text())
+        found[name] = result["scores"]
+        assert any("--held-out takes those" in one for one in result["warnings"])
         assert (tmp_path / f"{name}.score.png").stat().st_size > 5000
     assert found["good"]["fd_classifier"] < 0.2 * found["noise"]["fd_classifier"]
     assert found["good"]["accuracy"] > 0.9 > found["noise"]["accuracy"]
@@ -237,10 +238,9 @@ def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path,
         assert len(content["arr_0"]) == len(content["held_out"]) == 8
         assert len(content["pool"]) == 36 and len(content["held_out_pool"]) == 12
     # And of the held-out part alone: the scores of --held-out, kept.
-    recwarn.clear()
     score("mtg-jamendo", tmp_path / "good.npz", *extractor, *where, "--held-out")
-    assert not any("labels or captions" in str(one.message) for one in recwarn)
     live = json.loads((tmp_path / "good.score.json").read_text())
+    assert not any("--held-out" in one for one in live["warnings"])
     unseen = ["make-reference", "mtg-jamendo", "--held-out", 12, "--out", reference]
     score(*unseen, *extractor, *where)
     score(reference, tmp_path / "good.npz", *extractor)
@@ -252,25 +252,29 @@ def test_sounds_are_scored_by_a_classifier_of_their_instruments(bands, tmp_path,
 @pytest.mark.parametrize(("name", "images"), [("mtg-jamendo", 12), ("mtg-jamendo-all", 48)])
 def test_scores_of_training_are_beside_tracks_whose_labels_samples_have(bands, name, images):
     import domains
-    from evaluations.images.in_training import beside
+    from evaluations.images.in_training import reference_for
 
     domain = domains.build(name, data_path=str(bands), vae="none", image_size=8192)
-    assert len(beside(domain, workers=0).images) == images
+    assert len(reference_for(domain, workers=0).images) == images
 
 
 @pytest.fixture(scope="module")
 def clap(tmp_path_factory):
+    return save_clap(tmp_path_factory.mktemp("clap"))
+
+
+def save_clap(folder, **settings):
     """A real CLAP of random weights, as small as its 64 mel bands allow."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.ClapAudioConfig(
         spec_size=256, num_mel_bins=64, window_size=8, patch_size=4, patch_stride=[4, 4],
         patch_embeds_hidden_size=16, depths=[1, 1], num_attention_heads=[2, 2], hidden_size=32,
-        projection_dim=16, num_hidden_layers=2,
+        projection_dim=16, num_hidden_layers=2, **settings,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("clap")
     transformers.ClapAudioModelWithProjection(config).save_pretrained(folder)
-    transformers.ClapFeatureExtractor().save_pretrained(folder)
+    truncation = "fusion" if settings else "rand_trunc"
+    transformers.ClapFeatureExtractor(truncation=truncation).save_pretrained(folder)
     return folder
 
 
@@ -328,7 +332,7 @@ def test_clap_hears_the_mean_of_both_sides_at_full_scale_repeated(clap):
 def test_fadtks_clap_hears_ten_seconds_from_every_second_on(clap, tmp_path):
     sounds = stereo(2.4)
     extractor = open_extractor(f"clap-fadtk:{clap}", torch.device("cpu"))
-    found = extractor(sounds).pool
+    pool, _, found = extractor(sounds)
     assert found.shape == (2 * 3, 16) and extractor.name == f"clap-fadtk:{clap}"
     parts = []
     for one in sounds.double().numpy():
@@ -338,15 +342,49 @@ def test_fadtks_clap_hears_ten_seconds_from_every_second_on(clap, tmp_path):
             part = coarse[first:]
             parts.append(np.concatenate([part, np.zeros(480_000 - len(part))]))
     torch.testing.assert_close(found, heard_by(clap, parts, truncation="rand_trunc"))
-    assert len(extractor(stereo(440_320 / RATE)).pool) == 2 * 10, "215 latents of Stable Audio"
-    # Of 1.2 s there are two, and precision is of all of them.
-    noise = np.random.RandomState(0).randint(-9000, 9000, (8, 52_920, 2)).astype(np.int16)
-    np.savez(tmp_path / "s.npz", arr_0=noise)
-    where = ["--data-path", write_bands(tmp_path, seconds=1.3), "--image-size", 52_920]
-    score("mtg-jamendo", tmp_path / "s.npz", "--extractor", f"clap-fadtk:{clap}", *where)
+    assert torch.equal(pool, found[::3])
+    assert len(extractor(stereo(440_320 / RATE)).windows) == 2 * 10, "215 latents of Stable Audio"
+
+
+def test_fad_is_of_all_windows_and_the_neighbours_are_of_the_first(clap, tmp_path):
+    """Windows of one sound overlap by nine tenths, and would be each other's neighbours."""
+    import domains
+    from evaluations.metrics import Moments, frechet_distance, precision_recall
+
+    bands = write_bands(tmp_path, seconds=1.3)
+    domain = domains.build("mtg-jamendo", data_path=str(bands), vae="none", image_size=52_920)
+    real = [
+        part.__getitems__(domains.Draws.plain(range(len(part)))).checked().raw
+        for part in (domain.train_set(), domain.held_out_set())
+    ]
+    np.savez(tmp_path / "s.npz", arr_0=domain.arrays(real[1]))
+    where = ["--data-path", bands, "--image-size", 52_920]
+    words = ["--extractor", f"clap-fadtk:{clap}"]
+    score("mtg-jamendo", tmp_path / "s.npz", *words, *where)
     result = json.loads((tmp_path / "s.score.json").read_text())
-    assert result["extractor"]["name"] == f"clap-fadtk:{clap}" and result["images"] == 8
-    assert (result["reference"]["images"], result["reference"]["kept"]) == (36, 2 * 36)
+    assert result["extractor"]["name"] == f"clap-fadtk:{clap}" and result["images"] == 12
+    assert (result["reference"]["images"], result["reference"]["kept"]) == (36, 36)
+    extractor = open_extractor(f"clap-fadtk:{clap}", torch.device("cpu"))
+    expected = frechet_distance(*(Moments.of(extractor(one).windows) for one in real))
+    assert result["scores"]["fad"] == pytest.approx(expected, rel=1e-3)
+    manifold = precision_recall(*(extractor(one).pool for one in real), k=3)
+    assert result["scores"]["recall"] == pytest.approx(manifold.recall)
+    # A reference has no room for the windows of what is held out, and sets no floor then.
+    score("make-reference", "mtg-jamendo", "--out", tmp_path / "ref.npz", *words, *where)
+    score(tmp_path / "ref.npz", tmp_path / "s.npz", *words)
+    stored = json.loads((tmp_path / "s.score.json").read_text())
+    assert stored["scores"] == pytest.approx(result["scores"], rel=1e-5)
+    assert result["floor"]["images"] == 12 and stored["floor"] is None
+
+
+def test_a_clap_that_fuses_hears_the_same_twice(tmp_path):
+    """transformers takes one sound of a batch, drawn at random, for a long one."""
+    folder = save_clap(tmp_path, enable_fusion=True)
+    extractor = open_extractor(f"clap:{folder}", torch.device("cpu"))
+    sounds = stereo(2.4).repeat(4, 1, 1)
+    once = extractor(sounds).pool
+    for _ in range(4):
+        assert torch.equal(extractor(sounds).pool, once)
 
 
 @pytest.mark.parametrize(

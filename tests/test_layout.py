@@ -211,15 +211,19 @@ def test_conda_installs_what_make_does():
 
 
 def test_demo_samples_the_run_that_was_trained_where_an_earlier_one_was_killed(tmp_path):
-    """Before its first checkpoint, so that --resume auto began a new run."""
-    for name in ("000-SiT-Ti-2-digits", "001-SiT-Ti-2-digits"):
-        (tmp_path / "results/demo" / name).mkdir(parents=True)
+    """Before its first checkpoint, so that --resume auto began a new run, or went on with another:
+    it goes on with the newest that has a checkpoint."""
+    for name in ("000-SiT-Ti-2-digits", "001-SiT-Ti-2-digits", "002-SiT-Ti-2-digits"):
+        (tmp_path / "results/demo" / name / "checkpoints").mkdir(parents=True)
+    newest = "results/demo/001-SiT-Ti-2-digits/checkpoints/0001500.pt"
+    (tmp_path / newest).touch()
+    (tmp_path / newest).with_name("0001000.pt").touch()
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/installed").touch()
     words = ["make", "-f", ROOT / "Makefile", "demo", "RUN=echo"]
     said = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert "sample_ddp.py ODE --ckpt results/demo/001-SiT-Ti-2-digits --sampling" in said
+    assert f"sample_ddp.py ODE --ckpt {newest} --sampling" in said
 
 
 def test_make_clean_leaves_the_runs(tmp_path):

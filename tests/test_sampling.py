@@ -201,6 +201,14 @@ def test_what_a_protocol_seldom_names_is_compared_where_it_is_left_out(tmp_path,
     assert "was drawn with another labels" in refused("sample_ddp", "ODE", *words)
 
 
+def test_samples_of_before_a_flag_are_gone_on_with():
+    """Their protocols know no --ddim: without it they are the same samples."""
+    old, new = {"sampler": {"mode": "DDPM"}}, {"sampler": {"mode": "DDPM", "ddim": False}}
+    assert sample_ddp.identity(old) == sample_ddp.identity(new)
+    new["sampler"]["ddim"] = True
+    assert sample_ddp.identity(old) != sample_ddp.identity(new)
+
+
 def test_labels_are_balanced_only_where_a_sample_has_a_class(tmp_path, perturb):
     args = DIGITS | dict(num_classes=0)
     path = digits_run(tmp_path, perturb, args=args, num_classes=0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -192,10 +193,9 @@ class Sampler:
             if num_steps > steps:
                 raise ValueError(f"{num_steps} steps, but {transport.path.name} has {steps}")
             ticks = time_grid(steps - 1, 0, num_steps, whole=True)
-            if ddim:
-                ticks = [
-                    end - 1 for end in time_grid(steps, steps / num_steps, num_steps, whole=True)
-                ]
+            if ddim:  # diffusers' arithmetic: halves are rounded as there
+                ends = np.arange(steps, 0, -steps / num_steps)[:num_steps]
+                ticks = (ends.round() - 1).tolist()
             times = [time_of(tick, steps) for tick in ticks]
             ends = [*map(self.at, times), (1.0, 0.0)]
         else:

@@ -24,7 +24,7 @@ RATE = 48_000  # that CLAP hears
 LONGEST = 480_000  # samples that CLAP hears
 
 
-def per_clip(sound: np.ndarray) -> list[np.ndarray]:
+def whole(sound: np.ndarray) -> list[np.ndarray]:
     """The first 10 seconds of a sound (samples,); CLAP repeats what is shorter."""
     return [sound[:LONGEST]]
 
@@ -38,14 +38,14 @@ def windows(sound: np.ndarray) -> list[np.ndarray]:
 
 
 # Name of the extractor -> what CLAP hears of a sound. The numbers are not comparable.
-PARTS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
-    "clap": per_clip,
+WAYS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
+    "clap": whole,
     "clap-fadtk": windows,
 }
 
 
 class ClapExtractor:
-    """Embeddings of parts of sounds, mono at 48 kHz, sound after sound.
+    """Embeddings of sounds, or of windows of them, mono at 48 kHz.
 
     Values are comparable under the same model alone: the published FADs are of LAION-CLAP, but
     do not say which of its checkpoints, nor of which parts.
@@ -60,12 +60,12 @@ class ClapExtractor:
     ) -> None:
         self.network = network.eval().requires_grad_(False).to(device)
         self.prepare, self.device = prepare, device
-        self.name, self.parts = f"{kind}:{name}", PARTS[kind]
+        self.name, self.cut = f"{kind}:{name}", WAYS[kind]
         self.truncation = "fusion" if network.config.enable_fusion else "rand_trunc"
         self.fingerprint = fingerprint(network.state_dict())
 
     def __call__(self, sounds: Tensor) -> Features:
-        """int16 (N, channels, samples) -> pool (N parts, D).
+        """int16 (N, channels, samples) -> pool (N, D), and windows where a sound has several.
 
         Raises:
             InputError: these are no sounds.
@@ -73,10 +73,13 @@ class ClapExtractor:
         if sounds.dtype != torch.int16 or sounds.ndim != 3:
             raise InputError(f"--extractor {self.name} hears sounds, and these are pictures")
         mono = sounds.float().mean(1).cpu().numpy() / 32768
-        heard = [part for one in mono for part in self.parts(resampled(one, self.rate, RATE))]
+        windows = [part for one in mono for part in self.cut(resampled(one, self.rate, RATE))]
         size = len(sounds)  # the caller's number fits memory, and there may be ten times as many
-        pool = [self.embedded(heard[first : first + size]) for first in range(0, len(heard), size)]
-        return Features(torch.cat(pool), spatial=None)
+        found = torch.cat([
+            self.embedded(windows[first : first + size]) for first in range(0, len(windows), size)
+        ])  # fmt: skip
+        each = len(found) // len(sounds)  # all are equally long
+        return Features(found[::each], spatial=None, windows=found if each > 1 else None)
 
     def embedded(self, heard: Sequence[np.ndarray]) -> Tensor:
         """Sounds at RATE, LONGEST samples or fewer -> (N, D) of length 1."""
@@ -87,6 +90,8 @@ class ClapExtractor:
             padding="repeatpad",
             truncation=self.truncation,
         ).to(self.device)
+        if "is_longer" in inputs:  # of a fusing CLAP; its own code draws one at random to be
+            inputs["is_longer"] = torch.zeros_like(inputs["is_longer"])
         with torch.no_grad(), plain_float32(self.device):
             return F.normalize(self.network(**inputs).audio_embeds.float())
 
@@ -98,7 +103,7 @@ def load(kind: str, name: str, device: torch.device) -> ClapExtractor:
     """A hub id or a folder of ClapAudioModelWithProjection and its ClapFeatureExtractor.
 
     Args:
-        kind: of PARTS.
+        kind: of WAYS.
 
     Raises:
         InputError: no transformers here, or not to be had.

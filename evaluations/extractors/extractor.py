@@ -20,6 +20,9 @@ UNREADABLE = (  # what torch.load, timm and zipfile raise over damaged files, or
 class Features(NamedTuple):
     pool: Tensor  # (N, D) float32, on the extractor's device
     spatial: Tensor | None  # (N, S) float32 in (h, w, c) order; None: it offers none, so no sFID
+    # (N windows, D) of sounds, of which the Frechet distance is then, and pool is the first ones;
+    # None: it is of pool. Neighbours are looked for in pool: windows of a sound are each other's.
+    windows: Tensor | None = None
 
 
 class Extractor(Protocol):
@@ -33,8 +36,7 @@ class Extractor(Protocol):
 
     def __call__(self, images: Tensor) -> Features:
         """uint8 (N, C, H, W), or clips (N, C, T, H, W), or int16 sounds (N, channels, samples), on
-        any device -> features, a row or as many rows for each; the caller chooses N to fit
-        memory."""
+        any device -> features; the caller chooses N to fit memory."""
 
     def probabilities(self, pool: Tensor) -> Tensor | None:
         """Pooled features (N, D) -> classes (N, K) for the Inception score; None: it has none."""

@@ -46,6 +46,8 @@ class Evaluator:
         scores, warnings = self.scores(samples, len(samples))
         if strange := strange_labels(samples):
             warnings.append(f"{strange}: it is passed over")
+        if self.real.warning:
+            warnings.append(self.real.warning)
         return {
             "images": len(samples),
             "scores": scores.values,

@@ -20,7 +20,7 @@ class Seen(NamedTuple):
     """Of N images."""
 
     pool: Tensor  # float32 (N, D), on the host
-    moments: Moments  # of pool
+    moments: Moments  # of pool, or of the windows of sounds
     spatial: Moments | None  # of the spatial features
     y: Tensor | None  # int64 (N,)
     brightest: int  # value of any pixel
@@ -78,7 +78,7 @@ def look_at(
             features = extractor(raw.to(ranks.device))
             check_finite(features, extractor, images)
             pools.append(features.pool.cpu())
-            pool.add(features.pool)
+            pool.add(features.pool if features.windows is None else features.windows)
             if features.spatial is not None:
                 spatial.add(features.spatial)
             brightest = max(brightest, int(raw.max()))

@@ -69,7 +69,7 @@ class TrainingScore:
                 num_frames=domain.num_frames, frame_stride=domain.frame_stride,
             )  # fmt: skip
         else:
-            real = beside(domain, workers=config.num_workers)
+            real = reference_for(domain, workers=config.num_workers)
         self.extractor = opened_extractor(config.score_extractor, domain, ranks, folder)
         how = How(self.extractor.half_distances)
         self.evaluator = Evaluator(real, self.extractor, ranks, how, batch=BATCH, progress=False)
@@ -94,12 +94,13 @@ class TrainingScore:
 
     def facts(self) -> dict[str, Any]:
         """What a row of scores depends on."""
-        return {"images": self.count, "extractor": self.extractor.name}
+        real = self.evaluator.real.images.name
+        return {"images": self.count, "extractor": self.extractor.name, "reference": real}
 
 
-def beside(domain: domains.Domain, *, workers: int) -> Real:
-    """The data that a domain's samples are scored beside: training data, unless samples have the
-    labels of held-out ones."""
+def reference_for(domain: domains.Domain, *, workers: int) -> Real:
+    """What samples of a domain are held against: training data, or held-out ones where samples are
+    drawn with the labels of those."""
     if domain.held_out_labels and not domain.stored_in:
         held_out = held_out_of(domain.name, domain, workers=workers, most=MOST_REAL)
         return Real(held_out, None)

@@ -157,7 +157,7 @@ def make_reference(
     """
     looking = partial(look_at, extractor=extractor, ranks=ranks, batch=batch)
     reference = reference_of(real, extractor, looking)
-    images, held_out = real
+    images, held_out, _ = real
     pictures = len(images.shape) == 3
     unseen = 0 if held_out is None else min(KEPT, len(held_out))  # by training
     seen = looking(held_out, count=unseen) if unseen and not pictures else None
@@ -168,7 +168,8 @@ def make_reference(
         arrays |= as_arrays("held_out", held_out, torch.arange(unseen), batch) if unseen else {}
     else:
         arrays = as_features("arr_0", images, reference.pool[kept(len(reference.pool))])
-        arrays |= as_features("held_out", held_out, seen.pool, seen.y) if seen else {}
+        if seen and seen.moments.n == len(seen):  # else pool has not all that the floor is of
+            arrays |= as_features("held_out", held_out, seen.pool, seen.y)
     arrays |= {
         "mu": reference.moments.mean.numpy(),
         "sigma": reference.moments.covariance.numpy(),

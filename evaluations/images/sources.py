@@ -3,7 +3,6 @@
 import hashlib
 import lzma
 import math
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -298,6 +297,7 @@ class Real(NamedTuple):
 
     images: Images
     held_out: Images | None
+    warning: str | None = None  # what makes scores beside them hard to compare
 
 
 def open_images(
@@ -334,13 +334,13 @@ def open_images(
     )  # fmt: skip
     if held_out is not None:
         return Real(held_out_of(asked, domain, workers=workers, most=held_out), None)
+    warning = None
     if domain.held_out_labels:
-        warnings.warn(
-            f"samples of {asked} have labels or captions of its held-out part, and this is its "
-            "training part: --held-out takes that one",
-            stacklevel=2,
+        warning = (
+            f"{asked} is its training part, and samples have the labels of held-out data: "
+            "--held-out takes those"
         )
-    return real_of(asked, domain, workers=workers)
+    return real_of(asked, domain, workers=workers)._replace(warning=warning)
 
 
 def real_of(name: str, domain: domains.Domain, *, workers: int, most: int | None = None) -> Real:

@@ -243,17 +243,25 @@ def test_the_papers_250_steps_of_heun_are_read_in_both_ways_where_250_are_taken(
     assert found == {("t1-b", "samples"): 250, ("t1-b", "250-calls"): 126} and digits < 126
 
 
-def test_similarities_are_compared_at_one_weight(results):
-    """Without the flag two have their own or none, and the others the preset's."""
-    said = succeed("experiments.similarities", "--results", results, "--dry-run").out
+@pytest.mark.parametrize(
+    ("preset", "weight", "told"),
+    [
+        ("t1-b", 0.3, {"smooth_l1", "relation"}),
+        ("wan-ssv2", 0.5, {"cosine", "centred", "spatial", "smooth_l1", "relation"}),
+    ],
+)
+def test_similarities_are_compared_at_one_weight(results, preset, weight, told):
+    """Without the flag some have their own or none, and the others the preset's."""
+    words = ["--preset", preset, "--results", results, "--dry-run"]
+    said = succeed("experiments.similarities", *words).out
     weights = {}
     for words in (shlex.split(line) for line in said.splitlines() if "train.py" in line):
         flags = config.parse(config.TrainConfig, PRESETS, words[2:])
         weights[flags.similarity, flags.loss_type] = flags.reg_weight
-        own = flags.similarity in ("smooth_l1", "relation")
-        assert ("--reg-weight" in words) == own
+        if flags.loss_type != "vanilla":
+            assert ("--reg-weight" in words) == (flags.similarity in told)
     assert weights.pop(("cosine", "vanilla")) is None
-    assert len(weights) == 5 and set(weights.values()) == {0.3}
+    assert len(weights) == 5 and set(weights.values()) == {weight}
 
 
 def test_networks_of_others_are_sampled_by_their_own_protocols(results):

@@ -1,8 +1,11 @@
 """Presets are what was published, restated here: a table compared with itself proves nothing."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 
-from runtime.config import TrainConfig, parse
+from methods.layer_sync import WEIGHTS
+from runtime.config import COSINES, TrainConfig, parse
 from runtime.presets import PRESETS
 
 # Tables 10 and 11 of the paper: model, iterations, student, teacher, weight. Where they are silent:
@@ -41,6 +44,11 @@ def test_the_public_codes_settings_are_those_that_a_machine_would_choose_otherwi
     official, paper = parsed("official"), parsed("t2")
     assert (official.precision, official.compile) == ("tf32", "off")
     assert (paper.precision, paper.compile) == (None, "auto")
+
+
+def test_every_similarity_has_the_published_weight_of_cosines_or_its_own():
+    asked = set(get_args(get_type_hints(TrainConfig)["similarity"]))
+    assert asked == COSINES | set(WEIGHTS) and not COSINES & set(WEIGHTS)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_sampling_begins_without_signal_and_ends_at_the_data():
     torch.testing.assert_close(x, data, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("calls", [16, 20, 30, 50, 999])
+@pytest.mark.parametrize("calls", [16, 20, 30, 48, 50, 240, 999])
 def test_ticks_of_ddim_are_the_trailing_ones_of_diffusers(calls):
     """Of numbers that do not divide 1000, too, where diffusers' steps do not end where the next one
     begins, and ours do."""
