@@ -10,7 +10,7 @@ DEMO := results/demo
 
 demo: .venv/installed
 	$(RUN) train.py --preset digits --results-dir $(DEMO) --resume auto
-	$(RUN) sample_ddp.py ODE --ckpt $$(ls $(DEMO)/*-SiT-Ti-2-digits/checkpoints/*.pt | tail -n 1) --sampling-method heun2 \
+	$(RUN) sample_ddp.py ODE --ckpt "$$(ls $(DEMO)/*-SiT-Ti-2-digits/checkpoints/*.pt | tail -n 1)" --sampling-method heun2 \
 		--num-sampling-steps 25 --num-fid-samples 500 --per-proc-batch-size 100 \
 		--sample-dir $(DEMO) --name digits
 	$(RUN) -m evaluations.images digits $(DEMO)/digits.npz --extractor classifier

@@ -291,7 +291,7 @@ def protocol_of(flags: NpzFlags, opened: Opened, task: Samples) -> dict[str, Any
         "samples": task.count,
         "checkpoint": {
             "file": str(found.path), "sha256": sha256_of(found.path), "step": found.step,
-            "weights": flags.weights, "model": found.args.get("model"),
+            "weights": flags.weights, "model": model_of(flags, opened),
         },
         "sampler": {
             "mode": own.__name__.removesuffix("Flags"), **sampler,
@@ -324,11 +324,15 @@ def frames_of(domain: Domain) -> dict[str, int]:
     return {"num_frames": domain.num_frames, "frame_stride": domain.frame_stride}
 
 
+def model_of(flags: NpzFlags, opened: Opened) -> str | None:
+    """The model as its file names it; bare weights do not, and go by --model."""
+    return opened.checkpoint.args.get("model") or flags.model
+
+
 def public_name(flags: NpzFlags, opened: Opened) -> str:
-    """SiT's folder name: model (bare weights do not know it, and go by --model), checkpoint,
-    guidance, batch, solver."""
+    """SiT's folder name: model, checkpoint, guidance, batch, solver."""
     found = opened.checkpoint
-    model = str(found.args.get("model") or flags.model or "SiT").replace("/", "-")
+    model = str(model_of(flags, opened) or "SiT").replace("/", "-")
     stem = f"{model}-{found.path.stem}-cfg-{flags.cfg_scale}-{flags.per_proc_batch_size}"
     stem += "-balanced" if flags.labels == "balanced" else ""
     if isinstance(flags, DDPMFlags):

@@ -113,7 +113,8 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "LOG": run_of_digits,
     "FILE": checkpoint_of_digits,
     "results/000-SiT-Ti-2-digits": run_of_digits,
-    "results/demo/000-SiT-Ti-2-digits": run_of_digits,  # of `make demo`
+    "results/demo/000-SiT-Ti-2-digits": run_of_digits,  # of `make demo`, and in its own words
+    "$(ls results/demo/*-SiT-Ti-2-digits/checkpoints/*.pt | tail -n 1)": checkpoint_of_digits,
     "/data/train": pictures,
     "PICTURES": pictures,
     "data/glyphs": pictures_in_parts,

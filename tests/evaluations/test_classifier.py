@@ -82,7 +82,7 @@ def test_a_full_disk_names_the_classifier(classifier, tmp_path):
 def test_it_is_an_extractor(classifier, digits_classifier, held_out):
     raw, reading = held_out.raw[:9], classifier.read(held_out.raw[:9])
     extractor = open_extractor(f"classifier:{digits_classifier}", torch.device("cpu"))
-    pool, spatial = extractor(raw)
+    pool, spatial, _ = extractor(raw)
     assert pool.equal(reading.features) and spatial is None
     assert extractor.name == classifier.name and not extractor.half_distances
     assert extractor.fingerprint == classifier.fingerprint

@@ -41,7 +41,7 @@ def test_it_gives_the_pooled_features_of_the_file_s_network(network, weights_fil
     x = ((x.clamp(0, 255) - mean) / std).float()
     with torch.no_grad():
         expected = network.forward_head(network.forward_features(x), pre_logits=True)
-    pool, spatial = extractor(images)
+    pool, spatial, _ = extractor(images)
     torch.testing.assert_close(pool, expected, atol=1e-5, rtol=1e-4)
     assert pool.dtype == torch.float32 and spatial is None
     assert extractor.probabilities(pool) is None and not extractor.half_distances
