@@ -22,7 +22,7 @@ from runtime.entry import asked_of_user, run
 from runtime.errors import InputError, Requeue
 from runtime.log import Log
 from runtime.plan import Needs, costs, measured_rate
-from runtime.precision import deterministic
+from runtime.precision import deterministic, slow_precision
 from runtime.presets import PRESETS
 from runtime.pulse import Pulse
 from runtime.resume import mark, opened_folder, starting_point
@@ -102,8 +102,12 @@ def opened_log(folder: Path, trainer: Trainer, feed: Feed, needs: Needs) -> Log:
     )  # fmt: skip
     log.open_writers(dataclasses.asdict(config))
     log.say(f"{folder}: {needs.parameters:,} parameters, {trainer.summary()}")
-    if note := slow_ema(config.ema_decay, config.max_steps):
-        log.say(note)
+    device = trainer.ranks.device
+    for note in (
+        slow_ema(config.ema_decay, config.max_steps), slow_precision(config.precision, device)
+    ):  # fmt: skip
+        if note:
+            log.say(note)
     return log
 
 

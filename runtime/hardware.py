@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+CPU_INFO = Path("/proc/cpuinfo")
 # Dense bfloat16 FLOP/s of the data sheets, by a part of the device's name; the first that fits.
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
@@ -69,9 +70,20 @@ def facts(device: torch.device) -> dict[str, Any]:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "cpu"
+    return said_of_cpu("model name") or platform.processor() or "cpu"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether it has instructions for products in bfloat16; so where it cannot be known."""
+    known = said_of_cpu("flags") if device.type == "cpu" else None  # of x86 alone
+    return known is None or bool({"avx512_bf16", "amx_bf16"} & set(known.split()))
+
+
+def said_of_cpu(key: str) -> str | None:
+    """What Linux says of the first core."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    values = (line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == key)
+    return next(values, None)
 
 
 def installed(package: str) -> str | None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import InputError
+from .hardware import multiplies_bf16
 
 ATTENTION = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -21,6 +22,16 @@ ATTENTION = {
 
 def default_precision(device: torch.device) -> str:
     return "tf32" if device.type == "cuda" else "fp32"
+
+
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """What to say where products in bfloat16 are made of others."""
+    if precision != "bf16" or multiplies_bf16(device):
+        return None
+    return (
+        "note: this CPU has no instructions for bfloat16, and --precision bf16 takes several times "
+        "as long as fp32"
+    )
 
 
 def deterministic(asked: bool) -> None:

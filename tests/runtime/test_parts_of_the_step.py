@@ -18,7 +18,7 @@ from runtime.distributed import Ranks
 from runtime.ema import EMA
 from runtime.errors import InputError, LocalError
 from runtime.hardware import facts, peak_flops
-from runtime.precision import Arithmetic, cast_products
+from runtime.precision import Arithmetic, cast_products, slow_precision
 from runtime.prefetch import Prefetch
 from runtime.saver import Saver
 from runtime.state import TrainState
@@ -112,6 +112,26 @@ def test_the_attention_kernel_is_named_and_an_impossible_one_is_refused():
 def test_the_peak_of_an_unknown_device_is_not_guessed():
     assert peak_flops(CPU) is None
     assert {"device", "torch", "commit"} <= facts(CPU).keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "said"),
+    [
+        ("fpu avx512f avx512_vnni", "bf16", True),
+        ("fpu avx512f avx512_vnni", "fp32", False),
+        ("fpu avx512f avx512_bf16", "bf16", False),
+        ("amx_bf16 amx_tile", "bf16", False),
+        (None, "bf16", False),  # an ARM, say: it cannot be known
+    ],
+)
+def test_bfloat16_without_its_instructions_is_said_to_be_slow(
+    monkeypatch, tmp_path, flags, precision, said
+):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\n" + (f"flags\t\t: {flags}\n" if flags else ""))
+    monkeypatch.setattr(hardware, "CPU_INFO", info)
+    assert bool(slow_precision(precision, CPU)) == said
+    assert slow_precision(precision, torch.device("cuda")) is None
 
 
 def test_figures_of_a_gpu_tell_a_throttled_clock_from_its_highest(monkeypatch):
