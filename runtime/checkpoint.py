@@ -142,7 +142,8 @@ def read(path: str | Path, *, verify: bool = True) -> Checkpoint:
         args.update(train_eps=None, sample_eps=None)
     reversed_time = "enc_type" in args or "proj_coeff" in args
     if public and not reversed_time:
-        args.setdefault("loss_type", "vanilla")  # SiT's own have no such flag
+        # SiT's own have no such flag, and the Dispersive loss's authors call it --disp.
+        args.setdefault("loss_type", "dispersive" if args.get("disp") else "vanilla")
     ema = averaged(content)
     return Checkpoint(
         path=path,

@@ -370,11 +370,15 @@ def test_fad_is_of_all_windows_and_the_neighbours_are_of_the_first(clap, tmp_pat
     manifold = precision_recall(*(extractor(one).pool for one in real), k=3)
     assert result["scores"]["recall"] == pytest.approx(manifold.recall)
     # A reference has no room for the windows of what is held out, and sets no floor then.
-    score("make-reference", "mtg-jamendo", "--out", tmp_path / "ref.npz", *words, *where)
+    made = score("make-reference", "mtg-jamendo", "--out", tmp_path / "ref.npz", *words, *where)
+    assert "note: mtg-jamendo is its training part" in made.out
     score(tmp_path / "ref.npz", tmp_path / "s.npz", *words)
     stored = json.loads((tmp_path / "s.score.json").read_text())
     assert stored["scores"] == pytest.approx(result["scores"], rel=1e-5)
     assert result["floor"]["images"] == 12 and stored["floor"] is None
+    words = [tmp_path / "s.npz", tmp_path / "ref.npz", *words, "--device", "cpu"]
+    said = refused("evaluations.images.__main__", *words)
+    assert "ref.npz keeps one window of every sound" in said
 
 
 def test_a_clap_that_fuses_hears_the_same_twice(tmp_path):

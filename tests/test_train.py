@@ -356,6 +356,9 @@ def test_a_run_of_sit_goes_on_without_layer_sync_unless_it_is_asked_for(trained,
     sit["args"] = argparse.Namespace(**flags)
     torch.save(sit, tmp_path / "0000006.pt")
     resume = [*BATCH, "--ckpt", tmp_path / "0000006.pt", "--max-steps", 7, "--results-dir"]
+    sit["args"].disp = True  # the authors' flag of the Dispersive loss
+    torch.save(sit, tmp_path / "disp.pt")
+    assert checkpoint.read(tmp_path / "disp.pt").args["loss_type"] == "dispersive"
     said = refused("train", *resume, tmp_path / "refused")
     assert "(--loss-type vanilla -> layer_sync)" in said
     for method, words in (

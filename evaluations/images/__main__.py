@@ -231,9 +231,10 @@ def write_reference() -> None:
     real = opened(flags.data, flags, held_out=flags.held_out)
     extractor = extractor_of(flags, ranks, real, flags.out.parent)
     made = make_reference(real, extractor, ranks, flags.out, batch=flags.batch_size)
+    note = f"\nnote: {real.warning}" if real.warning else ""
     ranks.from_main(
         lambda: print(
-            f"{flags.out}: {made.count} images of {made.name} as {extractor.name} sees them"
+            f"{flags.out}: {made.count} images of {made.name} as {extractor.name} sees them{note}"
         )
     )
 

@@ -21,6 +21,7 @@ from .features import Seen, check_extractor, look_at
 from .sources import (
     FEATURES,
     LABELS,
+    WINDOWS,
     DataSetImages,
     Images,
     NpzImages,
@@ -159,7 +160,9 @@ def make_reference(
     reference = reference_of(real, extractor, looking)
     images, held_out, _ = real
     pictures = len(images.shape) == 3
-    unseen = 0 if held_out is None else min(KEPT, len(held_out))  # by training
+    # Rank 0 alone has looked at the sounds; of several windows each there is no room for all.
+    windows = ranks.from_main(lambda: windows_of(reference))
+    unseen = 0 if held_out is None or windows > 1 else min(KEPT, len(held_out))  # by training
     seen = looking(held_out, count=unseen) if unseen and not pictures else None
     if reference is None:
         return None
@@ -168,14 +171,15 @@ def make_reference(
         arrays |= as_arrays("held_out", held_out, torch.arange(unseen), batch) if unseen else {}
     else:
         arrays = as_features("arr_0", images, reference.pool[kept(len(reference.pool))])
-        if seen and seen.moments.n == len(seen):  # else pool has not all that the floor is of
-            arrays |= as_features("held_out", held_out, seen.pool, seen.y)
+        arrays |= as_features("held_out", held_out, seen.pool, seen.y) if seen else {}
     arrays |= {
         "mu": reference.moments.mean.numpy(),
         "sigma": reference.moments.covariance.numpy(),
         "extractor": np.array(extractor.name),
         "fingerprint": np.array(extractor.fingerprint),
     }
+    if windows > 1:
+        arrays[WINDOWS] = np.array(windows)
     if reference.count is not None:
         arrays["count"] = np.array(reference.count)
     if images.frame_stride is not None:
@@ -188,6 +192,12 @@ def make_reference(
     with atomic_write(out) as file:
         np.savez(file, **arrays)
     return reference
+
+
+def windows_of(reference: Reference) -> int:
+    """How many rows of its statistics are of one sound; pictures and clips have one."""
+    rows = reference.moments.n if isinstance(reference.moments, Moments) else None
+    return rows // reference.count if rows and reference.count else 1
 
 
 def as_arrays(name: str, images: Images, numbers: Tensor, batch: int) -> dict[str, np.ndarray]:

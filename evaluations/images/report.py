@@ -18,7 +18,7 @@ from runtime.errors import InputError
 from runtime.text import columns
 from runtime.untrusted import read_json
 
-from .sources import Block, Images
+from .sources import WINDOWS, Block, Images, NpzImages
 
 ROWS, COLUMNS = 20, 8  # of the sheet: at most so many classes, so many images of each
 NAMES = {
@@ -104,12 +104,18 @@ def how_it_was(result: dict[str, Any]) -> str:
 
 
 def check_sets(names: Sequence[str], sets: Sequence[Images]) -> None:
-    """Refuse sets of which a mean says nothing.
+    """Refuse sets that are no samples, or of which a mean says nothing.
 
     Raises:
-        InputError: one is there twice, they differ in number, or they were drawn differently; by
+        InputError: one keeps features of parts of sounds, or is there twice, they differ in number, or they were drawn differently; by
             what their protocols say, they are of other models, or with one seed the same samples.
     """
+    for samples in sets:
+        if isinstance(samples, NpzImages) and WINDOWS in samples.names:
+            raise InputError(
+                f"{samples.name} keeps one window of every sound, and its FAD would be of another "
+                "kind: score the sounds themselves"
+            )
     if len({beside(name, "") for name in names}) < len(names):
         raise InputError("one of the SAMPLES is named twice: independent sets are of other seeds")
     for name, samples in zip(names[1:], sets[1:], strict=True):

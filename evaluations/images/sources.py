@@ -72,6 +72,8 @@ class Images(Protocol):
 LABELS = {"arr_0": "arr_1", "held_out": "held_out_labels"}
 # Sounds and clips of such references -> the features that an extractor saw in them, float (N, D).
 FEATURES = {"arr_0": "pool", "held_out": "held_out_pool"}
+# How many windows of a sound mu and sigma are of, where that is more than one: pool has the first.
+WINDOWS = "windows"
 
 
 class NpzImages:
