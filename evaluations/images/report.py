@@ -107,8 +107,9 @@ def check_sets(names: Sequence[str], sets: Sequence[Images]) -> None:
     """Refuse sets that are no samples, or of which a mean says nothing.
 
     Raises:
-        InputError: one keeps features of parts of sounds, or is there twice, they differ in number, or they were drawn differently; by
-            what their protocols say, they are of other models, or with one seed the same samples.
+        InputError: one keeps features of parts of sounds, or is there twice, they differ in number,
+            or they were drawn differently; by what their protocols say, they are of other models,
+            or with one seed the same samples.
     """
     for samples in sets:
         if isinstance(samples, NpzImages) and WINDOWS in samples.names:
