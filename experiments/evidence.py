@@ -221,12 +221,12 @@ def cells(steps: Sequence[int], methods: dict[str, Any]) -> tuple[list[str], lis
             one["equal_steps"], base["equal_steps"]
         ),
         "the same, equal loss": lambda one: lead(one["equal_score"], one["equal_score"]["vanilla"]),
+        "probes' mean, equal loss": partial(at_equal_loss, lambda of: accuracy(of["mean"])),
+        "best block by seed, equal loss": partial(at_equal_loss, lambda of: listed(of["peak"])),
     }
     own: dict[str, Shown] = {
         "probes' mean, equal steps": lambda one: accuracy(one["equal_steps"]["mean"]),
-        "probes' mean, equal loss": lambda one: accuracy(one["equal_score"]["mean"]),
         "best block by seed, equal steps": lambda one: listed(one["equal_steps"]["peak"]),
-        "best block by seed, equal loss": lambda one: listed(one["equal_score"]["peak"]),
         "teacher's probe minus student's, a quarter in, points": lambda one: gap(one, quarter),
         "the same, at the end": lambda one: gap(one, -1),
         "more loss without a block, mean": lambda one: f"{np.mean(one['without_each_block']):.4f}",
@@ -258,6 +258,12 @@ def lead(own: dict[str, Any], base: dict[str, Any]) -> str:
     """Of a method's probes over vanilla's, paired by seed."""
     of_seeds, of_base = (np.mean(each["probe"], 1) for each in (own, base))
     return difference(mean_interval((100 * (of_seeds - of_base)).tolist())._asdict(), digits=1)
+
+
+def at_equal_loss(show: Shown, one: dict[str, Any]) -> str:
+    """Of a method and of vanilla, each where it first has the loss of the slower."""
+    found = one["equal_score"]
+    return f"{show(found)}; vanilla {show(found['vanilla'])}"
 
 
 def accuracy(found: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ python -m experiments.publish results/experiments/table6 --out docs/results/swee
 """
 
 import os
-import platform
 import shlex
 import subprocess
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from runtime.config import MAY_CHANGE, TrainConfig, parse
 from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
+from runtime.hardware import device_name
 from runtime.presets import PRESETS
 from runtime.untrusted import read_json
 
@@ -149,11 +149,10 @@ def commit() -> str:
 
 
 def machine() -> str:
-    if torch.cuda.is_available():
-        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    else:
-        device = f"{os.cpu_count()} cores of a {platform.machine()} CPU"
-    return f"{device}, torch {torch.__version__.split('+')[0]}"
+    gpus = torch.cuda.device_count()
+    device = torch.device("cuda" if gpus else "cpu")
+    many = f"{gpus} x" if gpus else f"{os.cpu_count()} cores of"
+    return f"{many} {device_name(device)}, torch {torch.__version__.split('+')[0]}"
 
 
 if __name__ == "__main__":

@@ -50,6 +50,9 @@ def test_at_equal_score_a_faster_run_is_looked_at_earlier():
     ours, base = found["layer_sync"], found["vanilla"]
     assert evidence.lead(ours["equal_steps"], base["equal_steps"]).startswith("+100.0")
     assert evidence.lead(ours["equal_score"], ours["equal_score"]["vanilla"]).startswith("+0.0")
+    _, rows = evidence.cells(STEPS, found)
+    (said,) = (row[-1] for row in rows if row[0] == "probes' mean, equal loss")
+    assert said == "300.0% ± 0.0%; vanilla 300.0% ± 0.0%"
 
 
 def test_a_method_is_compared_with_vanilla_alone_whatever_else_was_run():
