@@ -26,6 +26,7 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 MOST_IDX = 2**28  # bytes of an IDX file: Fashion-MNIST has 47 million
 PARTS = ("train", "val")  # of a folder that has a held-out one
+UNKNOWN_SPLIT = "Unknown split"  # how `datasets` says that there is none of that name
 HUB_NAMES = {"imagenet-1k": "ILSVRC/imagenet-1k"}
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -359,7 +360,8 @@ def open_hub(where: Where):
             for split in splits:
                 if split in data:
                     return data[split], f"{folder}[{split}]"
-            raise InputError(f"{folder} has splits {', '.join(data)}, not {' or '.join(splits)}")
+            kind = NoHeldOut if where.held_out else InputError
+            raise kind(f"{folder} has splits {', '.join(data)}, not {' or '.join(splits)}")
         if where.held_out:
             raise NoHeldOut(f"{folder} has no splits, so no {' or '.join(splits)} images")
         return data, folder
@@ -371,7 +373,7 @@ def open_hub(where: Where):
     if not hub_answers():  # look into the cache alone, or the client retries for half a minute
         datasets.config.HF_HUB_OFFLINE = True
         huggingface_hub.constants.HF_HUB_OFFLINE = True
-    reason = None
+    reasons = []
     for split in splits:
         try:
             return (
@@ -379,13 +381,14 @@ def open_hub(where: Where):
                 f"{hub_id}[{split}]",
             )
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            reason = reason or error
-    raise InputError(
+            reasons.append(error)
+    without = where.held_out and all(UNKNOWN_SPLIT in str(error) for error in reasons)
+    raise (NoHeldOut if without else InputError)(
         f"data set {hub_id} [{' or '.join(splits)}] cannot be opened "
-        f"({' '.join(str(reason).split())[:200]}). Looked in "
+        f"({' '.join(str(reasons[0]).split())[:200]}). Looked in "
         f"{where.cache_dir or datasets.config.HF_DATASETS_CACHE} (--cache-dir); "
         "a private one needs `hf auth login`; images you have go by --data-path FOLDER"
-    ) from reason
+    ) from reasons[0]
 
 
 def hub_name(where: Where) -> str:

@@ -132,6 +132,8 @@ def sweep(experiment: Experiment) -> None:
     for preset in chosen:
         shared = shared_words(preset, flags, argv[cut + 1 :])
         config = flags_of.parse(TrainConfig, PRESETS, shared)
+        if config.max_steps is None:
+            raise InputError("--epochs: give the length of a sweep's runs by --max-steps")
         scoring, prepared = scoring_of(config, flags)
         preparations |= {step.output: step for step in prepared}
         setting = setting_of(preset, config, scoring, flags.results)

@@ -105,7 +105,8 @@ class LayerSync(Regulariser):
             raise ValueError(
                 f"LayerSync was given no features for block {missing[0]}: pass "
                 "return_blocks=sync.blocks, or run the model inside record_blocks (a model "
-                "compiled as a whole ignores hooks: compile it block by block)"
+                "compiled as a whole ignores hooks: compile it block by block; so does one that "
+                "calls block.forward: let it call the block)"
             )
         if not set(self.teacher_blocks) <= set(frozen or ()):
             raise ValueError(

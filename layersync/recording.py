@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 def find_blocks(model: nn.Module, *names: str) -> list[nn.Module]:
-    """The modules of these names, in this order; of a ModuleList or Sequential, its members.
+    """The modules of these names, in this order; of a ModuleList, ModuleDict or Sequential, its
+    members.
 
         find_blocks(flux, "transformer_blocks", "single_transformer_blocks")  # counted through
 
@@ -25,7 +26,9 @@ def find_blocks(model: nn.Module, *names: str) -> list[nn.Module]:
             nearest = f"near are {', '.join(near)}" if near else "it has no modules inside"
             raise ValueError(f"no module {name!r} in {type(model).__name__}: {nearest}")
         module = known[name]
-        blocks.extend(module if isinstance(module, (nn.ModuleList, nn.Sequential)) else [module])
+        members = module.values() if isinstance(module, nn.ModuleDict) else module
+        is_many = isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+        blocks.extend(members if is_many else [module])
     return blocks
 
 
@@ -42,7 +45,8 @@ def record_blocks(
         loss = loss + sync.weight(step) * sync(blocks)
 
     The hooks only store the tensor, with its graph. They are gone when the `with` ends, so that
-    sampling keeps nothing and activation checkpointing may recompute unseen in the backward pass.
+    sampling keeps nothing and activation checkpointing may recompute unseen in the backward pass;
+    those of a copy of the model that was made inside do nothing from then on.
 
     Args:
         modules: all blocks of the model, in order: `model.blocks`, or `find_blocks(model, ...)`.
@@ -65,9 +69,12 @@ def record_blocks(
     blocks: dict[int, Tensor] = {}
     seen: dict[int, tuple[Tensor, int | None]] = {}
     training = torch.is_grad_enabled()
+    recorded = set(numbers)
 
     def hook_of(number: int):
         def hook(_module, _inputs, output) -> None:
+            if number not in recorded:
+                return
             if training and not torch.is_grad_enabled():
                 raise ValueError(
                     f"block {number} ran without gradients inside record_blocks: use "
@@ -86,6 +93,7 @@ def record_blocks(
         return hook
 
     with ExitStack() as stack:
+        stack.callback(recorded.clear)
         for number in numbers:
             handle = modules[number - 1].register_forward_hook(hook_of(number))
             stack.callback(handle.remove)

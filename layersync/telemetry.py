@@ -62,8 +62,17 @@ def gradient_ratio(term: Tensor, loss: Tensor, parameters: Iterable[Tensor]) -> 
 
     Returns:
         A 0-dim float32 tensor; 0 if nothing that is trained lies below the student.
+
+    Raises:
+        ValueError: parameters that FSDP2 has sharded again since: the graph is of their whole
+            copies, and the gradients of most would seem to be nil.
     """
     trained = [p for p in parameters if p.requires_grad]
+    if any(hasattr(p, "to_local") for p in trained):  # a DTensor, whose import takes a second
+        raise ValueError(
+            "gradient_ratio cannot see the gradients of sharded parameters (FSDP2): compare the "
+            "norms that two backward passes leave instead"
+        )
 
     def norm(scalar: Tensor) -> Tensor:
         if not scalar.requires_grad:

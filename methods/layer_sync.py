@@ -109,7 +109,7 @@ def similarity_of(config: TrainConfig, model: Denoiser, domain: Domain) -> Simil
         return SIMILARITIES[name]
     frames, *grid = model.grid if len(model.grid) == 3 else (1, *model.grid)
     if config.trd_pool:
-        if domain.pads and config.sync_tokens == "valid":
+        if domain.pads and config.sync_tokens != "padded":
             raise InputError(
                 f"--trd-pool: samples of {domain.name} are padded; give --sync-tokens padded"
             )

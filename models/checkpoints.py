@@ -231,8 +231,9 @@ def adapt(
             weights[table] = fresh[table]
         elif table in weights and table not in fresh:
             del weights[table]
-        elif table in fresh and weights[table].shape[0] != fresh[table].shape[0]:
-            weights[table] = torch.cat([fresh[table][:-1], weights[table][-1:]])
+        elif table in fresh and weights[table].shape[1:] == fresh[table].shape[1:]:
+            if len(weights[table]) != len(fresh[table]):
+                weights[table] = torch.cat([fresh[table][:-1], weights[table][-1:]])
         if positions in weights:
             old = grid_of(family, config, len(weights)) or proportional(
                 weights[positions].shape[1], model.grid

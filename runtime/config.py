@@ -442,12 +442,12 @@ def parse(
 
 def not_meant(row: Mapping[str, Any], argv: Sequence[str]) -> set[str]:
     """The flags that a preset has for its own method or similarity, where `argv` asks for another:
-    those have their authors' own."""
+    those have their authors' own. And its number of steps, where `argv` counts in epochs."""
     published = row.get("loss_type", "layer_sync")
     method = peek("--loss-type", argv) or peek("--loss_type", argv) or published
     alike = row.get("similarity", "cosine")
     similarity = peek("--similarity", argv) or alike
-    others = set()
+    others = {"max_steps"} if peek("--epochs", argv) else set()
     if method != published:
         both = {method, published}
         others |= foreign_to(method if both <= SYNC_METHODS else "vanilla")

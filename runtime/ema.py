@@ -13,7 +13,7 @@ HALF_LIFE_SHARE = 0.05  # of a run, at most
 
 def slow_ema(decay: float, steps: int) -> str | None:
     """What to say where the average is still near the initial weights after so many steps."""
-    half_life = math.log(0.5) / math.log(decay) if 0 < decay < 1 else 0
+    half_life = math.inf if decay == 1 else math.log(0.5) / math.log(decay) if decay else 0
     if half_life <= steps * HALF_LIFE_SHARE:
         return None
     shorter = 0.5 ** (1 / max(1.0, steps * HALF_LIFE_SHARE))

@@ -109,10 +109,12 @@ class Log:
             self.file.write(json.dumps(row) + "\n")
 
     def row(self, step: int, kind: str, values: dict[str, float], **facts: Any) -> None:
-        """What is looked at now and then: a row {"step", kind: values, **facts} of its own."""
+        """What is looked at now and then: a row {"step", kind: values, **facts} of its own. Values
+        that are not finite are said, and in no file: JSON has none."""
         if self.ranks.is_main:
-            self.append({"step": step, kind: values, **facts})
-            scalars = {"step": step, **{f"{kind}/{k}": v for k, v in values.items()}}
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}
+            self.append({"step": step, kind: finite, **facts})
+            scalars = {"step": step, **{f"{kind}/{k}": v for k, v in finite.items()}}
             self.tell(lambda writer: writer.scalars(scalars))
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.say(f"step {step:>{len(str(self.stop))}}/{self.stop}  {kind}: {shown}")

@@ -106,13 +106,10 @@ def json_of(path: Path) -> Any:
     return parsed(read_bytes(path, MOST_JSON))
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """
-    Args:
-        kind: what it has to be at the top, dict or list.
-
     Raises:
-        InputError: there is no such file, or it is no JSON of this kind.
+        InputError: there is no such file, or it is no JSON object.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
@@ -120,9 +117,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
         content = json_of(path)
     except ValueError as error:
         raise InputError(f"{path} is no JSON ({error})") from error
-    if not isinstance(content, kind):
-        what = {dict: "object", list: "list"}[kind]
-        raise InputError(f"{path} is no JSON {what}")
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no JSON object")
     return content
 
 

@@ -16,7 +16,7 @@ from runtime.errors import InputError
 
 from .evaluator import Evaluator
 from .scores import How
-from .sources import Block, Real, held_out_of, open_images, real_of, size_of
+from .sources import Block, Real, held_out_of, open_images, size_of, training_of
 
 BATCH = 50
 MOST_REAL = 50_000  # images of the data set that the samples are held against
@@ -101,10 +101,9 @@ class TrainingScore:
 def reference_for(domain: domains.Domain, *, workers: int) -> Real:
     """What samples of a domain are held against: training data, or held-out ones where samples are
     drawn with the labels of those."""
-    if domain.held_out_labels and not domain.stored_in:
-        held_out = held_out_of(domain.name, domain, workers=workers, most=MOST_REAL)
-        return Real(held_out, None)
-    return real_of(domain.name, domain, workers=workers, most=MOST_REAL)
+    held_out = domain.held_out_labels and not domain.stored_in
+    part = held_out_of if held_out else training_of
+    return Real(part(domain.name, domain, workers=workers, most=MOST_REAL), None)
 
 
 def opened_extractor(

@@ -16,7 +16,7 @@ from torch import Tensor
 import domains
 from domains.codecs import PIXELS
 from domains.decoding import Unreadable, opened
-from domains.sources import image_files
+from domains.sources import image_files, is_saved
 from runtime.errors import InputError, LocalError
 from runtime.files import sha256_of
 from runtime.random import generator
@@ -327,7 +327,7 @@ def open_images(
         return Real(images, NpzImages(path, "held_out") if "held_out" in images.names else None)
     where = dict(data_path=data_path)
     name = asked
-    if path.is_dir() and not (path / "dataset_info.json").exists():
+    if path.is_dir() and not is_saved(asked):
         name, where = "folder", dict(data_path=asked, num_classes=0)
         image_size = image_size or side_of_first(path)
     domain = domains.build(
@@ -345,8 +345,21 @@ def open_images(
     return real_of(asked, domain, workers=workers)._replace(warning=warning)
 
 
-def real_of(name: str, domain: domains.Domain, *, workers: int, most: int | None = None) -> Real:
-    """The images of a domain; of more than `most` a random choice.
+def real_of(name: str, domain: domains.Domain, *, workers: int) -> Real:
+    """What a domain trains on, and what it holds out, if anything."""
+    images = training_of(name, domain, workers=workers)
+    try:
+        return Real(images, held_out_of(name, domain, workers=workers))
+    except domains.NoHeldOut:
+        return Real(images, None)
+
+
+def training_of(
+    name: str, domain: domains.Domain, *, workers: int, most: int | None = None
+) -> DataSetImages:
+    """
+    Args:
+        most: of more images, a random choice.
 
     Raises:
         InputError: it has latents and no images.
@@ -361,11 +374,7 @@ def real_of(name: str, domain: domains.Domain, *, workers: int, most: int | None
     if most is not None and len(image_set) > most:
         order = torch.randperm(len(image_set), generator=generator("cpu", "real images"))
         numbers = order[:most].sort().values.numpy()
-    images = DataSetImages(name, domain, image_set, numbers, workers=workers)
-    try:
-        return Real(images, held_out_of(name, domain, workers=workers))
-    except domains.NoHeldOut:
-        return Real(images, None)
+    return DataSetImages(name, domain, image_set, numbers, workers=workers)
 
 
 def held_out_of(

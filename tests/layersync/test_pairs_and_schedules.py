@@ -1,6 +1,7 @@
 """Which blocks, and how much of the term when."""
 
 import math
+import pickle
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from layersync import (
     default_pair,
     default_weight,
     linear_decay,
+    sra_decay,
     stop_at,
 )
 
@@ -82,6 +84,13 @@ def test_schedules_start_full_and_end_where_they_say():
 def test_weight_follows_the_schedule():
     sync = LayerSync([(1, 2)], weight=0.4, schedule=linear_decay(10))
     assert [sync.weight(step) for step in (0, 5, 10)] == [0.4, 0.2, 0.0]
+
+
+@pytest.mark.parametrize("build", [*SCHEDULES.values(), sra_decay])
+def test_a_schedule_can_be_sent_to_another_process(build):
+    sync = LayerSync([(1, 2)], weight=0.4, schedule=build(10))
+    sent = pickle.loads(pickle.dumps(sync))
+    assert all(sent.weight(step) == sync.weight(step) for step in range(12))
 
 
 def test_a_decay_over_no_steps_is_refused():

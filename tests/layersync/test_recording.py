@@ -1,5 +1,6 @@
 """Hooks: the way into a model that knows nothing of LayerSync."""
 
+import copy
 import gc
 import weakref
 
@@ -53,6 +54,16 @@ def test_hooks_are_gone_after_the_with(model, inputs):
     assert not any(block._forward_hooks for block in model.blocks)
 
 
+def test_a_copy_made_inside_the_with_records_nothing_later(model, inputs):
+    """Of an EMA, say: the copy has the hooks, too, and they are idle."""
+    with record_blocks(model.blocks, (2,)) as recorded:
+        before = model(*inputs)
+        ema = copy.deepcopy(model)
+    features = recorded[2]
+    torch.testing.assert_close(ema(*inputs), before)
+    assert recorded[2] is features
+
+
 def test_hooks_are_gone_after_an_error(model, inputs):
     with pytest.raises(RuntimeError), record_blocks(model.blocks, (2,)):
         raise RuntimeError
@@ -91,6 +102,8 @@ def test_blocks_are_found_by_the_name_of_their_list_or_their_own(model):
     assert find_blocks(model, "blocks") == list(model.blocks)
     assert find_blocks(model, "blocks.5", "blocks.1") == [model.blocks[5], model.blocks[1]]
     assert find_blocks(nn.Sequential(model), "0.blocks") == list(model.blocks)
+    named = nn.ModuleDict({"down": nn.Linear(1, 1), "up": nn.Linear(1, 1)})
+    assert find_blocks(nn.Sequential(named), "0") == [named["down"], named["up"]]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,23 @@ def test_the_gradient_ratio_is_that_of_the_norms_and_leaves_no_trace():
     assert gradient_ratio(frozen.sum(), b.sum(), [a, b]) == 0  # adapters in deep blocks alone, say
 
 
+def test_the_gradient_ratio_of_sharded_parameters_is_refused(tmp_path):
+    """Autograd has their gathered copies in its graph: most of the gradients would be nil."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        fully_shard(model[0])  # sharded again after its forward pass, as the root is not
+        out = fully_shard(model)(torch.ones(2, 4))
+        with pytest.raises(ValueError, match="sharded parameters"):
+            gradient_ratio(out.sum(), out.square().sum(), model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 HEALTHY = {"teacher_rank 2:4": 30.0, "teacher_norm 2:4": 7.0, "grad_ratio": 0.04, "cosine 2:4": 1.0}
 
 
