@@ -177,7 +177,7 @@ def domain_of(config: EncodeConfig) -> domains.Domain:
         raise InputError(f"{domain.stored_in} holds latents: there is nothing to encode")
     if type(domain) not in ENCODERS:
         raise InputError(
-            f"--dataset_name {domain.name}: images and music are encoded, nothing else"
+            f"--dataset_name {domain.name}: images, music and videos are encoded, nothing else"
         )
     if domain.vae == PIXELS:
         raise InputError(f"--vae {PIXELS}: there is nothing to encode without a VAE")

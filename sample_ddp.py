@@ -1,6 +1,6 @@
 """Draw N samples over all ranks into one .npz for FID, with a JSON that says how.
 
-torchrun --nproc_per_node=8 sample_ddp.py --protocol paper-sde --ckpt results/000-SiT-XL-2-t2
+torchrun --nproc_per_node=8 sample_ddp.py --protocol paper-sde --ckpt RUN
 """
 
 import dataclasses
@@ -44,6 +44,7 @@ from runtime.random import LegacyStreams, SampleStreams, generator
 from runtime.untrusted import open_archive, open_member, read_json
 from sample import Opened, open_checkpoint, precision_of
 from transport import PROTOCOLS, Likelihood, Sampler
+from transport.samplers import DDPM_CALLS
 
 MODES = {"ODE": NpzODE, "SDE": NpzSDE, "DDPM": NpzDDPM}
 # What a protocol names only where it is not the usual.
@@ -74,10 +75,9 @@ def main() -> None:
         if arrays is not None:
             blocks.write(first, part, index=np.asarray(indices), **arrays)
         if flags.pngs:
-            images = np.load(blocks.path(first, part))["arr_0"]
-            write_pngs(
-                pngs, range(indices.start, min(indices.stop, task.count), indices.step), images
-            )
+            shown = range(indices.start, min(indices.stop, task.count), indices.step)
+            with np.load(blocks.path(first, part)) as content:
+                write_pngs(pngs, shown, content["arr_0"])
 
     # One batch is written while the next is computed.
     with ThreadPoolExecutor(1) as writer:
@@ -337,7 +337,8 @@ def public_name(flags: NpzFlags, opened: Opened) -> str:
     stem += "-balanced" if flags.labels == "balanced" else ""
     if isinstance(flags, DDPMFlags):
         solver = "DDIM" if flags.ddim else "DDPM"
-        return f"{stem}-{solver}-{flags.num_sampling_steps or opened.transport.path.steps}"
+        calls = flags.num_sampling_steps or opened.transport.path.steps or DDPM_CALLS
+        return f"{stem}-{solver}-{calls}"
     solver = f"{flags.num_sampling_steps}-{flags.sampling_method}"
     if isinstance(flags, ODEFlags):
         return f"{stem}-ODE-{solver}"
@@ -364,9 +365,15 @@ def is_finished(out: Path, blocks: Blocks, protocol: dict[str, Any], flags: NpzF
     killed process left half-written, or did not come to delete, goes.
 
     Raises:
-        InputError: files of that name were drawn in another way.
+        InputError: files of that name were drawn in another way, or it is not known how.
     """
-    for path in (out.with_suffix(".json"), blocks.folder / "protocol.json"):
+    told = [out.with_suffix(".json"), blocks.folder / "protocol.json"]
+    if out.exists() and not any(path.exists() for path in told):
+        raise InputError(
+            f"{out} is there, and no {told[0].name} says that it was drawn here: give another "
+            "--name or --sample-dir, or delete it"
+        )
+    for path in told:
         if path.exists():
             ours, there = identity(protocol), identity(read_json(path))
             changed = [key for key in (*ours, *UNUSUAL) if there.get(key) != ours.get(key)]

@@ -106,6 +106,7 @@ def measured(
         rows.append({"skipped": list(skipped), **summary(losses), "more": summary(losses - whole)})
         if flags.samples and drawable:
             strips.append(strip(opened, sampling, flags.samples, device))
+    model.skip_blocks(())
     found = {
         "file": str(opened.checkpoint.path), "data": opened.domain.name, "held_out": held_out,
         "images": len(whole), "seed": flags.seed, "rows": rows,

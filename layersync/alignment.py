@@ -73,7 +73,8 @@ class Alignment(Regulariser):
 
     Raises:
         ValueError: no target; an unknown head; features on another grid than the student's; a
-            pooled vector with a head or a normalization that needs a grid.
+            pooled vector with a head or a normalization that needs a grid; a normalization over
+            one token.
     """
 
     takes_targets = True
@@ -108,6 +109,8 @@ class Alignment(Regulariser):
                 raise ValueError(
                     "a target that is one vector has no grid: use head='mlp' and no spatial_norm"
                 )
+        if spatial_norm and math.prod(self.grid) < 2:
+            raise ValueError("one token has no deviation over the image: leave out spatial_norm")
         self.blocks = tuple(sorted({target.block for target in self.targets}))
         self.projectors = nn.ModuleList(
             HEADS[head](width, hidden, target.width, self.grid) for target in self.targets

@@ -255,7 +255,9 @@ def test_scores_of_training_are_beside_tracks_whose_labels_samples_have(bands, n
     from evaluations.images.in_training import reference_for
 
     domain = domains.build(name, data_path=str(bands), vae="none", image_size=8192)
-    assert len(reference_for(domain, workers=0).images) == images
+    found = reference_for(domain, workers=0)
+    assert len(found.images) == images
+    assert found.held_out is None  # no floor is computed, and held-out data are not opened for one
 
 
 @pytest.fixture(scope="module")

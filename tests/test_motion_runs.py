@@ -295,6 +295,7 @@ def test_what_is_for_pictures_is_not_for_motion(run, flags, data, tmp_path):
         (["--loss-type", "repa"], "repa sees images, and humanml3d has none"),
         (["--loss-type", "sra", "--sra-variant", "cos", "--sra-cos-axis", "tokens"], "are padded"),
         (["--similarity", "trd", "--trd-pool", 2], "give --sync-tokens padded"),
+        (["--similarity", "trd", "--trd-pool", 2, "--sync-tokens", "all"], "--sync-tokens padded"),
     ):
         assert sentence in refused("train", *flags, *more, "--results-dir", tmp_path / "r")
 

@@ -201,6 +201,22 @@ def test_what_a_protocol_seldom_names_is_compared_where_it_is_left_out(tmp_path,
     assert "was drawn with another labels" in refused("sample_ddp", "ODE", *words)
 
 
+def test_a_file_of_that_name_that_was_not_drawn_here_is_left_alone(tmp_path, ckpt):
+    """ADM's reference, say."""
+    (tmp_path / "reference.npz").write_bytes(b"of someone else")
+    words = ["--ckpt", ckpt, *SMALL, "--sample-dir", tmp_path, "--name", "reference"]
+    said = refused("sample_ddp", "ODE", *words)
+    assert "no reference.json says that it was drawn here" in said
+    assert (tmp_path / "reference.npz").read_bytes() == b"of someone else"
+
+
+def test_without_a_clock_ddpm_has_its_250_calls_in_its_name(tmp_path, ckpt):
+    words = ["--ckpt", ckpt, *SMALL, "--sample-dir", tmp_path, "--num-fid-samples", 2]
+    succeed("sample_ddp", "DDPM", *words)
+    assert "-DDPM-250-" in npz_of(tmp_path).name
+    assert protocol_of(tmp_path)["network_calls"]["mean"] == 250
+
+
 def test_samples_of_before_a_flag_are_gone_on_with():
     """Their protocols know no --ddim: without it they are the same samples."""
     old, new = {"sampler": {"mode": "DDPM"}}, {"sampler": {"mode": "DDPM", "ddim": False}}

@@ -26,6 +26,7 @@ from .solvers import (
 from .transport import MARGIN, Transport, time_of
 
 FEW_STEPS, FEW_TICKS = 25, 50  # of `sample_few`
+DDPM_CALLS = 250  # where there is no clock whose ticks count
 
 # From the last time to the data: (x, size, s, velocity, noise, D / sigma). None stays where it is.
 LastStep = Callable[[Tensor, float, Schedule, Tensor, Tensor, Tensor], Tensor]
@@ -186,7 +187,7 @@ class Sampler:
             ValueError: fewer than two steps, or more than the clock has ticks.
         """
         transport, steps = self.transport, self.transport.path.steps
-        num_steps = (steps or 250) if num_steps is None else num_steps
+        num_steps = (steps or DDPM_CALLS) if num_steps is None else num_steps
         if num_steps < 2:
             raise ValueError(f"num_steps is {num_steps}; at least 2 steps are needed")
         if steps:

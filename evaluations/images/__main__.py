@@ -284,6 +284,8 @@ def extractor_of(flags: Flags, ranks: Ranks, real: Real, folder: Path) -> Extrac
         asked = f"classifier:{file}"
     if flags.extractor_weights and not asked.startswith("timm:"):
         raise InputError("--extractor-weights are those of --extractor timm:MODEL")
+    if flags.inception_weights and not asked.startswith("inception"):
+        raise InputError("--inception-weights are those of --extractor inception")
     extractor = open_extractor(
         asked, ranks.device, weights=flags.extractor_weights or flags.inception_weights,
         allow_unverified=flags.allow_unverified_weights,

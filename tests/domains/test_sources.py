@@ -220,8 +220,35 @@ def test_splits_of_a_saved_data_set_are_train_and_validation(saved, tmp_path):
 
 def test_a_data_set_without_splits_has_no_held_out_images(saved):
     _, folder = saved
-    with pytest.raises(InputError, match="no splits"):
+    with pytest.raises(domains.NoHeldOut, match="no splits"):
         domains.build(folder, image_size=16, vae="none").held_out_set()
+
+
+def test_a_data_set_with_training_images_alone_holds_none_out(saved, tmp_path, monkeypatch):
+    """Which commands then answer by the training images; another failure they do not swallow."""
+    import datasets
+
+    data, _ = saved
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "alone")
+    domain = domains.build(str(tmp_path / "alone"), image_size=16, vae="none")
+    with pytest.raises(domains.NoHeldOut, match="has splits train, not validation or test"):
+        domain.held_out_set()
+    data.to_parquet(tmp_path / "train.parquet")
+    files, load = {"train": str(tmp_path / "train.parquet")}, datasets.load_dataset
+
+    def load_from_here(hub_id, **where):
+        return load("parquet", data_files=files, **where)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_from_here)
+    where = dict(image_size=16, vae="none", cache_dir=str(tmp_path / "cache"))
+    domain = domains.build("some/images", **where)
+    assert len(domain.train_set()) == 5
+    with pytest.raises(domains.NoHeldOut, match='Unknown split "validation"'):
+        domain.held_out_set()
+    files["validation"] = str(tmp_path / "absent.parquet")
+    with pytest.raises(InputError, match="cannot be opened") as error:
+        domains.build("some/images", **where).held_out_set()
+    assert not isinstance(error.value, domains.NoHeldOut)
 
 
 def test_integer_labels_need_a_class_count_and_missing_ones_are_refused(saved, tmp_path):

@@ -542,6 +542,10 @@ def test_results_are_compared_only_if_they_were_made_alike(tmp_path, held_out, d
         (["digits", "{samples}", "--batch-size", "-1"], "--batch-size -1: give 1 or more"),
         (["digits", "{samples}", "--out", "{folder}"], "is a folder"),
         (["digits", "{samples}", "--extractor-weights", "x"], "those of --extractor timm"),
+        (
+            ["digits", "{samples}", "--extractor", "timm:x", "--inception-weights", "x"],
+            "--inception-weights are those of --extractor inception",
+        ),
         (["make-reference", "digits", "--out", "{folder}"], "is a folder"),
         (["make-reference", "digits", "--out", "x.npz", "--held-out", "0"], "give 1 or more"),
         (["digits", "{color}", "--extractor", "classifier"], "trained on images of"),

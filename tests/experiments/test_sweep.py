@@ -152,10 +152,11 @@ def test_training_without_a_checkpoint_starts_again_under_its_number(tmp_path):
             "--rows weight-9: choose from vanilla,",
         ),
         (["--preset", "digits", "--gpus-per-run", 99], "--gpus-per-run 99, but there are"),
+        (["--preset", "digits", "--", "--epochs", 2], "the length of a sweep's runs by --max"),
     ],
 )
 def test_bad_flags_are_one_sentence(results, flags, sentence):
-    assert sentence in refused("experiments.table6", *flags, "--results", results)
+    assert sentence in refused("experiments.table6", "--results", results, *flags)
 
 
 def test_slurm_without_submitit_is_one_sentence(results, monkeypatch):

@@ -161,6 +161,10 @@ def test_it_compiles_as_one_graph(options, student, y):
             lambda: Alignment([Target(8, 6, kind="vector")], 12, grid=GRID, spatial_norm=True),
             "one vector has no grid",
         ),
+        (
+            lambda: Alignment([Target(8, 6)], 12, grid=(1, 1), spatial_norm=True),
+            "one token has no deviation",
+        ),
     ],
 )
 def test_a_construction_without_meaning_is_refused(build, message):

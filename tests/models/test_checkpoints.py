@@ -114,6 +114,8 @@ def test_a_stored_grid_that_the_positions_are_not_of_is_refused():
 def test_fine_tuning_cannot_change_the_width(public):
     with pytest.raises(ValueError, match="pos_embed is .* in this model"):
         adapt(public.state_dict(), SiT_models["SiT-B/4"](input_size=8, num_classes=10))
+    with pytest.raises(ValueError, match="is .* in this model"):  # nor with other classes
+        adapt(public.state_dict(), SiT_models["SiT-B/4"](input_size=8, num_classes=7))
 
 
 def test_a_pruned_model_is_the_whole_one_with_those_blocks_skipped(perturb):

@@ -263,6 +263,16 @@ def test_means_are_of_the_steps_that_were_taken(tmp_path):
     assert first["loss"] == 2.5 and "loss" not in second
 
 
+def test_values_that_are_not_finite_are_said_and_in_no_file(tmp_path, capsys):
+    """JSON has none, and a sweep takes the mean of a run's telemetry."""
+    log = Log(tmp_path, ALONE, start=0, stop=4, images_per_step=8)
+    log.row(2, "telemetry", {"cosine": 0.5, "grad_ratio": float("inf")})
+    log.close()
+    (row,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert row == {"step": 2, "telemetry": {"cosine": 0.5}}
+    assert "cosine 0.5, grad_ratio inf" in capsys.readouterr().out
+
+
 def test_a_full_disk_names_the_log(tmp_path):
     (tmp_path / "log.txt").symlink_to("/dev/full")
     log = Log(tmp_path, ALONE, start=0, stop=9, images_per_step=8)

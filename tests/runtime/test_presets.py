@@ -51,6 +51,12 @@ def test_every_similarity_has_the_published_weight_of_cosines_or_its_own():
     assert asked == COSINES | set(WEIGHTS) and not COSINES & set(WEIGHTS)
 
 
+def test_epochs_take_the_place_of_a_presets_steps():
+    words = ["--preset", "official", "--epochs", "80"]
+    assert parse(TrainConfig, PRESETS, words).max_steps is None
+    assert parse(TrainConfig, PRESETS, [*words, "--max-steps", "7"]).max_steps == 7
+
+
 @pytest.mark.parametrize(
     ("preset", "similarity", "weight"),
     [
