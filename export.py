@@ -29,8 +29,7 @@ FACTS = {
 
 def main() -> None:
     flags = tyro.cli(ExportConfig, console_outputs=speaks())
-    if distributed.start("cpu").size > 1:
-        raise InputError("export.py runs as one process: start it without torchrun")
+    distributed.start_alone("export.py", "cpu")
     if not flags.ckpt:
         raise InputError("--ckpt is missing: give it a checkpoint file or a run's folder")
     found = checkpoint.read(flags.ckpt)

@@ -7,11 +7,9 @@ import dataclasses
 import hashlib
 import json
 import math
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
 from runtime.files import atomic_write, discard_rests, sha256_of, write_json
+from runtime.hardware import versions
 from runtime.npz import Blocks
 from runtime.precision import compiles
 from runtime.random import LegacyStreams, SampleStreams, generator
@@ -402,10 +401,7 @@ def finish(out: Path, blocks: Blocks, protocol: dict[str, Any], task: Samples) -
         "network_calls": {"mean": float(calls.mean()), "max": int(calls.max())},
         "network_rows_per_sample": float(rows.mean()),
         **task.summary(blocks),
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "torchdiffeq": version("torchdiffeq"),
-        },
+        "versions": versions(),
         "device": torch.cuda.get_device_name() if task.ranks.device.type == "cuda" else "cpu",
         "attention": task.opened.network.attention(),
         "compiled": compiles(task.flags.compile, task.ranks.device) == "on",

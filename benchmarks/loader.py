@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 import domains
-from benchmarks.ours import LEAST, NEVER, StepFlags, config_of, one_process, trainer_of
+from benchmarks.ours import LEAST, NEVER, StepFlags, config_of, trainer_of
 from benchmarks.report import CLOCKS, Contestant, beside, interleave, parse, publish
 from domains.feed import loader
 from domains.image_store import ImageEncoding, content_of
 from domains.latents import SD_SCALE
 from domains.order import GlobalBatches
 from domains.store import write_manifest, write_shard
+from runtime import distributed
 from runtime.distributed import Ranks
 from runtime.entry import run
 from runtime.errors import InputError
@@ -50,7 +51,7 @@ def main() -> None:
     flags = parse(Flags, LEAST | {"images": 1, "shard_size": 1, "read_batch": 1, "steps": 0})
     if flags.read_batch > min(flags.images, flags.shard_size):
         raise InputError(f"--read-batch {flags.read_batch} is more than --images or --shard-size")
-    ranks = one_process(flags.device)
+    ranks = distributed.start_alone("benchmarks.loader", flags.device)
     with store(flags) as folder:
         reading(flags, folder, ranks)
         if flags.steps:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.ours import one_process
 from benchmarks.report import LEAST, Measured, MeasureFlags, beside, parse, publish, take_turns
 from evaluations.metrics import Moments, precision_recall, trace_of_root
+from runtime import distributed
 from runtime.entry import run
 from runtime.errors import InputError
 from runtime.random import generator
@@ -42,7 +42,7 @@ OURS, THEIRS = "trace_of_root", "scipy.linalg.sqrtm"
 def main() -> None:
     least = {name: 4 for name in ("full", "few", "reference", "samples")}
     flags = parse(Flags, LEAST | {"dimension": 1} | least)
-    device = one_process(flags.device).device
+    device = distributed.start_alone("benchmarks.metrics", flags.device).device
     sqrtm = scipy_sqrtm()
     for rank, n in (("full rank", flags.full), ("few features", flags.few)):
         a, b = (Moments.of(features(n, flags, side)).covariance for side in ("a", "b"))

@@ -8,7 +8,6 @@ import torch
 
 import domains
 from benchmarks.report import MeasureFlags
-from runtime import distributed
 from runtime.config import TrainConfig
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user
@@ -28,18 +27,6 @@ class StepFlags(MeasureFlags):
 
 LEAST = {"batch": 1, "grad_accum": 1}
 NEVER = 2**40  # the run does not end, nor is a log line asked for, in a measured step
-
-
-def one_process(device: str) -> Ranks:
-    """This process and its device.
-
-    Raises:
-        InputError: it is one of several.
-    """
-    ranks = distributed.start(device)
-    if ranks.size > 1:
-        raise InputError("a benchmark measures one process: start it without torchrun")
-    return ranks
 
 
 def config_of(flags: StepFlags, **asked: Any) -> TrainConfig:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from benchmarks.encoder import EncoderFlags, aligned
-from benchmarks.ours import LEAST, config_of, one_process, step_of
+from benchmarks.ours import LEAST, config_of, step_of
 from benchmarks.report import Contestant, cost, interleave, parse, publish
 from layersync import admissible_pairs
 from methods import METHODS
 from models import architecture
+from runtime import distributed
 from runtime.distributed import Ranks
 from runtime.entry import asked_of_user, run
 from runtime.errors import InputError
@@ -50,7 +51,7 @@ NEEDED: dict[str, Callable[[Flags, torch.device], tuple[Any, ...]]] = {
 
 def main() -> None:
     flags = parse(Flags, LEAST)
-    ranks = one_process(flags.device)
+    ranks = distributed.start_alone("benchmarks.regularisers", flags.device)
     unknown = set(flags.only) - set(METHODS)
     if unknown:
         raise InputError(f"--only {min(unknown)}: choose from {', '.join(METHODS)}")

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import domains
 from benchmarks.autoencoder import with_autoencoder
 from benchmarks.baseline import PublicCode, Solve, public, public_network
-from benchmarks.ours import one_process
 from benchmarks.report import Contestant, MeasureFlags, beside, interleave, parse, publish
 from domains.codecs import to_uint8
 from models import SiT, architecture
+from runtime import distributed
 from runtime.checkpoint import Checkpoint
 from runtime.config import NpzFlags, NpzODE, NpzSDE
 from runtime.entry import asked_of_user, run
@@ -93,7 +93,7 @@ COMPARED = 2  # samples whose values are compared, in float32
 
 def main() -> None:
     flags = parse(Flags, {"batch": 1})
-    device = one_process(flags.device).device
+    device = distributed.start_alone("benchmarks.sample", flags.device).device
     code = public(flags.against)
     domain = with_autoencoder(flags.vae, device) if flags.decode else domains.build("synthetic")
     with asked_of_user():

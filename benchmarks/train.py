@@ -14,10 +14,11 @@ from torch import Tensor
 import domains
 from benchmarks.autoencoder import random_images, with_autoencoder
 from benchmarks.baseline import PublicLoop, public, public_network
-from benchmarks.ours import LEAST, StepFlags, batch_of, one_process, step_of, trainer_of
+from benchmarks.ours import LEAST, StepFlags, batch_of, step_of, trainer_of
 from benchmarks.report import Contestant, Measured, beside, cost, interleave, parse, publish
 from layersync import default_weight
 from models import train_flops
+from runtime import distributed
 from runtime.entry import run
 from runtime.hardware import peak_flops
 from runtime.state import TrainState
@@ -48,7 +49,7 @@ PAIRS = [(f"{part}, public", f"{part}, ours") for part in ("AdamW", "EMA", "Adam
 
 def main() -> None:
     flags = parse(Flags, LEAST)
-    ranks = one_process(flags.device)
+    ranks = distributed.start_alone("benchmarks.train", flags.device)
     code, device = public(flags.against), ranks.device
     trainer = trainer_of(flags, ranks)  # says at once what is wrong with the flags
     model, domain, conditions = trainer.model, trainer.domain, {"attention": trainer.attention}

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.ours import one_process
 from benchmarks.report import GIB, LEAST, Contestant, MeasureFlags, interleave, parse, publish
 from layersync import trd
+from runtime import distributed
 from runtime.entry import run
 from runtime.random import generator
 
@@ -38,7 +38,7 @@ class Flags(MeasureFlags):
 def main() -> None:
     sizes = ("batch", "frames", "height", "width", "channels")
     flags = parse(Flags, LEAST | dict.fromkeys(sizes, 1))
-    device = one_process(flags.device).device
+    device = distributed.start_alone("benchmarks.trd", flags.device).device
     contestant = Contestant("trd", lambda: built(flags, device), flags.batch)
     (one,) = interleave([contestant], device, flags).values()
     memory = {

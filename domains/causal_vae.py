@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,7 +12,15 @@ from runtime.errors import InputError
 from runtime.hub import FINETUNE
 from runtime.untrusted import json_of, shown
 
-from .codecs import MOST_CHANNELS, fingerprint, looked_up, posterior_draw, to_float, to_uint8
+from .codecs import (
+    MOST_CHANNELS,
+    fingerprint,
+    looked_up,
+    posterior_draw,
+    to_float,
+    to_uint8,
+    whole_vae,
+)
 
 
 @dataclass(frozen=True)
@@ -141,21 +149,9 @@ class CausalVAECodec:
         Raises:
             InputError: not to be had here, another VAE, or incomplete.
         """
-        from safetensors import SafetensorError
-
-        kind = layout_of(name, cache_dir).kind
-        options = {"use_safetensors": True, "output_loading_info": True}
-        try:
-            vae, report = looked_up(
-                autoencoder_class(kind, name).from_pretrained, name, cache_dir, **options,
-                **inside(name),
-            )  # fmt: skip
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            raise absent(name, error) from error
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])[0]
-            raise InputError(f"--vae {name} is incomplete: it has no tensor {missing}")
-        return cls(vae, name)
+        autoencoder = autoencoder_class(layout_of(name, cache_dir).kind, name)
+        found = whole_vae(autoencoder, name, cache_dir, partial(absent, name), **inside(name))
+        return cls(found, name)
 
     @cached_property
     def identity(self) -> dict:

@@ -4,9 +4,9 @@ A codec has three verbs: raw -> stored, stored -> model input, model output -> r
 
 import hashlib
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -94,16 +94,7 @@ class VAECodec:
             InputError: not to be had here, not an AutoencoderKL, or incomplete.
         """
         autoencoder = autoencoder_class(name)
-        from safetensors import SafetensorError
-
-        options = {"use_safetensors": True, "output_loading_info": True}
-        try:
-            vae, report = looked_up(autoencoder.from_pretrained, name, cache_dir, **options)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            raise absent(name, cache_dir, error) from error
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])[0]
-            raise InputError(f"--vae {name} is incomplete: it has no tensor {missing}")
+        vae = whole_vae(autoencoder, name, cache_dir, partial(absent, name, cache_dir))
         return cls(vae, hub_id(name))
 
     @cached_property
@@ -230,6 +221,32 @@ def looked_up(load: Callable, name: str, cache_dir: str | None, **options):
         OSError: it is nowhere.
     """
     return hub.looked_up(load, hub_id(name), (cache_dir, None), **options)
+
+
+def whole_vae(
+    autoencoder: Any, name: str, cache_dir: str | None,
+    refuse: Callable[[Exception], InputError], **options: str,
+) -> Any:  # fmt: skip
+    """A VAE of one of diffusers' classes, from its safetensors, with every tensor.
+
+    Args:
+        refuse: makes the sentence where there is none, or it cannot be read.
+        options: more of `from_pretrained`, as the subfolder in a pipeline.
+
+    Raises:
+        InputError: not to be had here, of another class, or incomplete.
+    """
+    from safetensors import SafetensorError
+
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    try:
+        vae, report = looked_up(autoencoder.from_pretrained, name, cache_dir, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise refuse(error) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])[0]
+        raise InputError(f"--vae {name} is incomplete: it has no tensor {missing}")
+    return vae
 
 
 def absent(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from runtime.errors import InputError
 from runtime.untrusted import json_of, shown
 
-from .codecs import PIXELS, absent, fingerprint, looked_up, posterior_draw
+from .codecs import PIXELS, absent, fingerprint, posterior_draw, whole_vae
 
 STABLE_AUDIO = "stabilityai/stable-audio-open-1.0"
 # Latents of a chunk of a track, and how many of them the next chunk has, too. What a chunk's end
@@ -132,22 +132,13 @@ class OobleckCodec:
         """
         try:
             from diffusers import AutoencoderOobleck
-            from safetensors import SafetensorError
         except ImportError as error:
             raise InputError(
                 f"--vae {name} needs diffusers ({error}): pip install '.[vae]'"
             ) from error
-        options = {"use_safetensors": True, "output_loading_info": True}
-        if name == STABLE_AUDIO:
-            options["subfolder"] = "vae"
-        try:
-            vae, report = looked_up(AutoencoderOobleck.from_pretrained, name, cache_dir, **options)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            raise absent(name, cache_dir, error, "AutoencoderOobleck") from error
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])[0]
-            raise InputError(f"--vae {name} is incomplete: it has no tensor {missing}")
-        return cls(vae, name)
+        refuse = partial(absent, name, cache_dir, kind="AutoencoderOobleck")
+        options = {"subfolder": "vae"} if name == STABLE_AUDIO else {}
+        return cls(whole_vae(AutoencoderOobleck, name, cache_dir, refuse, **options), name)
 
     @cached_property
     def identity(self) -> dict:

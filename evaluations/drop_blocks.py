@@ -60,9 +60,7 @@ class Flags:
 def main() -> None:
     flags = tyro.cli(Flags, console_outputs=speaks())
     at_least(flags, images=1, samples=0, steps=2, batch_size=1)
-    ranks = distributed.start(flags.device)
-    if ranks.size > 1:
-        raise InputError("evaluations.drop_blocks runs in one process: start it without torchrun")
+    ranks = distributed.start_alone("evaluations.drop_blocks", flags.device)
     sampling = GridODE(
         ckpt=flags.ckpt, weights=flags.weights, vae=flags.vae, dataset_name=flags.data,
         data_path=flags.data_path, skip_corrupt=flags.skip_corrupt, seed=flags.seed,

@@ -57,9 +57,7 @@ def main() -> None:
     if not flags.ckpt:
         raise InputError("CKPT is missing: name one checkpoint or more")
     at_least(flags, images=1, bins=1, batch_size=1)
-    ranks = distributed.start(flags.device)
-    if ranks.size > 1:
-        raise InputError("evaluations.heldout runs in one process: start it without torchrun")
+    ranks = distributed.start_alone("evaluations.heldout", flags.device)
     result = measured(flags, ranks.device)
     print(as_text(result))
     if flags.out:

@@ -47,9 +47,7 @@ class Flags(MapFlags, StudyFlags):
 
 def main() -> None:
     flags = checked(tyro.cli(Flags, console_outputs=speaks()))
-    ranks = distributed.start(flags.device)
-    if ranks.size > 1:
-        raise InputError("evaluations.maps runs in one process: start it without torchrun")
+    ranks = distributed.start_alone("evaluations.maps", flags.device)
     studies = [Study(flags, ranks)]
     check_pictures(studies[0].subject)
     if flags.compare:

@@ -51,9 +51,7 @@ def main() -> None:
     folder = Path(flags.ckpt)
     if not folder.is_dir() or not checkpoint.files_of(folder):
         raise InputError(f"{folder} is no run with checkpoints: name its folder")
-    ranks = distributed.start(flags.device)
-    if ranks.size > 1:
-        raise InputError("evaluations.progress runs in one process: start it without torchrun")
+    ranks = distributed.start_alone("evaluations.progress", flags.device)
     out = flags.out or folder / "progress.json"
     found = measured(folder, flags, ranks)
     write_json(out, found)

@@ -53,9 +53,7 @@ class Flags(maps.MapFlags, SegmentationFlags, ProbeFlags):
 
 def main() -> None:
     flags = checked(tyro.cli(Flags, console_outputs=speaks()))
-    ranks = distributed.start(flags.device)
-    if ranks.size > 1:
-        raise InputError("evaluations.report runs in one process: start it without torchrun")
+    ranks = distributed.start_alone("evaluations.report", flags.device)
     if flags.encoder and not flags.encoder.startswith(ENCODER):
         raise InputError(f"--encoder {flags.encoder}: name one of timm, {ENCODER}MODEL")
     if flags.masks:

@@ -67,9 +67,7 @@ class Seer(NamedTuple):
 
 def main() -> None:
     flags = checked(tyro.cli(Flags, console_outputs=speaks()))
-    ranks = distributed.start(flags.device)
-    if ranks.size > 1:
-        raise InputError("methods.features runs as one process: start it without torchrun")
+    ranks = distributed.start_alone("methods.features", flags.device)
     domain = domains.build(
         flags.data, data_path=flags.data_path, image_size=flags.image_size,
         num_classes=flags.num_classes, vae=PIXELS, cache_dir=flags.cache_dir,

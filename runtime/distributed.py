@@ -119,6 +119,21 @@ def start(device: str = "auto", patience: timedelta = PATIENCE) -> Ranks:
     return Ranks(rank, size, target)
 
 
+def start_alone(name: str, device: str = "auto") -> Ranks:
+    """As `start`, for a command that is one process.
+
+    Args:
+        name: the command, as the user calls it.
+
+    Raises:
+        InputError: it is one of several, or as in `start`.
+    """
+    ranks = start(device)
+    if ranks.size > 1:
+        raise InputError(f"{name} runs in one process: start it without torchrun")
+    return ranks
+
+
 def watch_others(rank: int, size: int) -> None:
     """Exit as soon as a rank says that it leaves, with the code that it says.
 

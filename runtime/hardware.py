@@ -46,9 +46,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": installed("numpy"),
+        **versions(),
         "commit": said_by(
             "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
         ),
@@ -84,6 +82,16 @@ def said_of_cpu(key: str) -> str | None:
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
     values = (line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == key)
     return next(values, None)
+
+
+def versions() -> dict[str, str | None]:
+    """Of what computes a result, for the JSON beside it."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": installed("numpy"),
+        "torchdiffeq": installed("torchdiffeq"),
+    }
 
 
 def installed(package: str) -> str | None:

@@ -12,6 +12,7 @@ import tyro
 import domains
 from domains import DataSet, Domain, NoHeldOut
 from domains.codecs import PIXELS
+from domains.domain import fingerprint_of
 from domains.reading import chosen
 from evaluations.extractors.timm import Asked
 from evaluations.extractors.vit import VisionTransformer
@@ -203,7 +204,7 @@ class Study:
         numbers = range(len(images))
         if most is not None and most < len(images):
             numbers = chosen(len(images), most, flags.seed, "study")
-        data = f"{images.source.fingerprint()} {self.domain.raw_shape}"
+        data = f"{fingerprint_of(images)} {self.domain.raw_shape}"
         return Reading(images, numbers, data, flags.batch_size, flags.num_workers, mirrored)
 
     def has_held_out(self) -> bool:

@@ -4,15 +4,12 @@ python -m evaluations.images REF.npz SAMPLES.npz
 """
 
 import os
-import platform
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 import tyro
 
 import domains
@@ -26,6 +23,7 @@ from runtime.distributed import Ranks
 from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
+from runtime.hardware import versions
 
 from . import report
 from .evaluator import Evaluator, clips_of
@@ -212,11 +210,8 @@ def written(result: dict[str, Any], samples: Images, real: Real) -> dict[str, An
     result |= {
         "samples_sha256": samples.fingerprint(),
         "picture": str(picture),
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "layersync": layersync.__version__,
-        },
-    }  # fmt: skip
+        "versions": versions() | {"layersync": layersync.__version__},
+    }
     write_json(path, result)
     print(f"{report.table(result)}\n{picture}\n{path}")
     return result

@@ -16,6 +16,7 @@ from torch import Tensor
 import domains
 from domains.codecs import PIXELS
 from domains.decoding import Unreadable, opened
+from domains.domain import fingerprint_of
 from domains.sources import image_files, is_saved
 from runtime.errors import InputError, LocalError
 from runtime.files import sha256_of
@@ -241,7 +242,7 @@ class DataSetImages:
         return len(self.numbers)
 
     def fingerprint(self) -> str:
-        said = (self.image_set.source.fingerprint(), self.shape, self.numbers.tolist())
+        said = (fingerprint_of(self.image_set), self.shape, self.numbers.tolist())
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
     def blocks(self, numbers: range, size: int) -> Iterator[Block]:

@@ -3,14 +3,11 @@
 python -m evaluations.motion SAMPLES.npz --data HumanML3D --evaluator FOLDER
 """
 
-import platform
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -22,6 +19,7 @@ from runtime.config import checked
 from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import sha256_of, write_json
+from runtime.hardware import versions
 
 from . import report
 from .batches import BATCH, Samples, name_of, real_batches
@@ -50,9 +48,7 @@ class Flags:
 
 def main() -> None:
     flags = checked(tyro.cli(Flags, console_outputs=speaks()))
-    ranks = distributed.start(flags.device)
-    if ranks.size > 1:
-        raise InputError("evaluations.motion runs in one process: start it without torchrun")
+    ranks = distributed.start_alone("evaluations.motion", flags.device)
     clips = read_clips(flags.data, SPLIT)
     if len(clips) < BATCH:
         raise InputError(
@@ -152,11 +148,8 @@ def written(result: dict[str, Any]) -> None:
     report.save_picture(picture, result)
     result |= {
         "picture": str(picture),
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "layersync": layersync.__version__,
-        },
-    }  # fmt: skip
+        "versions": versions() | {"layersync": layersync.__version__},
+    }
     write_json(path, result)
     print(f"{report.table(result)}\n{picture}\n{path}")
 

@@ -44,9 +44,7 @@ class Flags(SegmentationFlags, SubjectFlags):
 
 def main() -> None:
     flags = checked(tyro.cli(Flags, console_outputs=speaks()))
-    ranks = distributed.start(flags.device)
-    if ranks.size > 1:
-        raise InputError("evaluations.segmentation runs in one process: start it without torchrun")
+    ranks = distributed.start_alone("evaluations.segmentation", flags.device)
     check(flags)
     subject = open_subject(flags, ranks.device)
     check_pictures(subject)

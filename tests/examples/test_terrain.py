@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import torch
 
+from domains.domain import fingerprint_of
 from domains.order import Draws
 from examples import terrain
 from tests.commands import ROOT, launched
@@ -54,3 +55,21 @@ def test_held_out_profiles_are_of_another_part_of_the_map():
     along = columns - terrain.LENGTH + 1  # profiles in a row of the map
     assert (trained.labels == 0).sum() == (rows - terrain.HELD_OUT) * along
     assert (held_out.labels == 0).sum() == terrain.HELD_OUT * along
+
+
+def test_a_set_without_a_fingerprint_is_told_from_others_by_its_samples():
+    domain = terrain.Terrain.create("terrain")
+    trained, held_out = domain.train_set(), domain.held_out_set()
+    assert fingerprint_of(trained) == fingerprint_of(domain.train_set())
+    assert fingerprint_of(trained) != fingerprint_of(held_out)
+    higher = terrain.Profiles(3 * domain.map[: -terrain.HELD_OUT])
+    assert len(higher) == len(trained) and fingerprint_of(higher) != fingerprint_of(trained)
+
+
+def test_a_checkpoint_of_the_modality_is_studied(tmp_path):
+    run = ["--dataset_name", "terrain", "--model", "SiT-Ti/4", *SMALL["train.py"].split()]
+    launched("examples/terrain", "train.py", *run, "--device", "cpu", folder=tmp_path)
+    (ckpt,) = tmp_path.glob("results/*/checkpoints/*.pt")
+    words = ["evaluations/similarity.py", "--ckpt", ckpt, "--images", "16", "--out", tmp_path]
+    launched("examples/terrain", *words, "--device", "cpu", folder=tmp_path)
+    assert (tmp_path / "similarity.json").exists() or list(tmp_path.rglob("similarity.json"))
