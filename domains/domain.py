@@ -146,6 +146,12 @@ class Domain(ABC):
         return None
 
     @property
+    def data_set(self) -> str | None:
+        """SHA-256 of what tells the samples to train on from others, which it opens; None: latents
+        stand in for them, and do not say what they were made of."""
+        return None if self.stored_in else fingerprint_of(self.train_set(augment=False))
+
+    @property
     def multi_label(self) -> bool:
         """Whether the condition is multi-hot (B, K) instead of ids (B,)."""
         return False

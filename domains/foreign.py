@@ -37,6 +37,7 @@ class RepaFolder:
     """
 
     mirrors = False
+    made_of = None
     decodes = True  # a file per image
     default_vae = "mse"
 
@@ -143,6 +144,7 @@ class LightningDiTShards:
     """
 
     mirrors = True
+    made_of = None
     decodes = False
 
     def __init__(self, data_path: str | None, image_size: int | None) -> None:

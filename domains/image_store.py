@@ -154,13 +154,13 @@ class MomentStore:
         encoding = self.manifest.encoding
         self.shape, self.image_size = encoding.latent_shape, encoding.image_size
         self.num_classes, self.shard_size = encoding.num_classes, encoding.shard_size
-        self.identity = encoding.codec
+        self.identity, self.made_of = encoding.codec, encoding.data_set
 
     def __len__(self) -> int:
         return self.manifest.encoding.count
 
     def fingerprint(self) -> str:
-        return self.manifest.encoding.data_set
+        return self.made_of
 
     @cached_property
     def labels(self) -> np.ndarray:

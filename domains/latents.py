@@ -36,6 +36,7 @@ class LatentSource(Protocol):
     num_classes: int  # opens the labels
     mirrors: bool  # whether mirror images are stored, too
     decodes: bool  # see DataSet
+    made_of: str | None  # fingerprint of the images; None: it is not recorded
 
     def __len__(self) -> int: ...
 
@@ -120,6 +121,10 @@ class LatentDomain(Domain):
     @property
     def stored_in(self) -> str:
         return self.source.called
+
+    @property
+    def data_set(self) -> str | None:
+        return self.source.made_of
 
     @property
     def num_classes(self) -> int:

@@ -28,7 +28,7 @@ from runtime.entry import run, speaks
 from runtime.errors import InputError, LocalError
 from runtime.files import atomic_write, write_json
 
-from .store import CARD, VALUES, Card, images_behind
+from .store import CARD, VALUES, Card
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,12 @@ def main() -> None:
     )  # fmt: skip
     seer = seer_of(flags, domain.rate, ranks.device)
     images = domain.train_set(augment=False)
+    mirrored = flags.flip and domain.rate is None  # a sound from its end is no mirror image
     with atomic_write(flags.out / VALUES) as file:
-        shape = write_values(file, seer, images, flags, ranks.device)
+        shape = write_values(file, seer, images, flags, mirrored, ranks.device)
+        (flags.out / CARD).unlink(missing_ok=True)  # an older one is of other values
     card = Card(
-        count=len(images), flips=1 + flags.flip, shape=shape, data_set=images_behind(domain),
+        count=len(images), flips=1 + mirrored, shape=shape, data_set=domain.data_set,
         made_by=seer.made_by,
     )  # fmt: skip
     write_json(flags.out / CARD, dataclasses.asdict(card))  # last: with a card it is complete
@@ -111,7 +113,12 @@ def seer_of(flags: Flags, rate: int | None, device: torch.device) -> Seer:
 
 
 def write_values(
-    file: IO[bytes], seer: Seer, images: domains.DataSet, flags: Flags, device: torch.device
+    file: IO[bytes],
+    seer: Seer,
+    images: domains.DataSet,
+    flags: Flags,
+    mirrored: bool,
+    device: torch.device,
 ) -> tuple[int, ...]:
     """The array (N, flips, *shape), float16, as a .npy, a batch at a time; its shape per image.
 
@@ -121,7 +128,7 @@ def write_values(
     batches = read(images, range(len(images)), flags.batch_size, device, workers=flags.num_workers)
     shape: tuple[int, ...] | None = None
     for batch in tqdm(batches, unit="batch", total=-(-len(images) // flags.batch_size)):
-        seen = [batch, batch._replace(raw=batch.raw.flip(-1))][: 1 + flags.flip]
+        seen = [batch, batch._replace(raw=batch.raw.flip(-1))][: 1 + mirrored]
         values = torch.stack([seer.look(one) for one in seen], dim=1).half().cpu().numpy()
         if not np.isfinite(values).all():
             raise LocalError(f"{seer.made_by} gives features that are not finite in float16")

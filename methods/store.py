@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from domains import Batch, Domain
-from domains.image_store import MomentStore
-from domains.images import ImageDomain
-from domains.latents import LatentDomain
 from runtime.errors import InputError
 from runtime.untrusted import json_of, read_array, shown
 
@@ -30,7 +27,7 @@ class Card:
     # 2: of the image and of its mirror image; 1: of the image, and a vector (a caption's) of both
     flips: int
     shape: tuple[int, ...]  # (Z,) or (N, Z)
-    data_set: str | None  # Source.fingerprint of the images; None: not known, and not checked
+    data_set: str | None  # Domain.data_set of the images; None: not known, and not checked
     made_by: str  # name and SHA-256 of the network
     format: str = FORMAT
 
@@ -66,10 +63,10 @@ class FeatureStore:
                 raise ValueError(f"{VALUES} is {self.values.dtype} {self.values.shape}")
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{folder} holds no features of methods.features ({error})") from error
-        theirs = images_behind(domain)
+        theirs = domain.data_set
         if None not in (theirs, self.card.data_set) and theirs != self.card.data_set:
             raise InputError(
-                f"{folder} has features of other images than --dataset_name {domain.name}: make "
+                f"{folder} has features of other samples than --dataset_name {domain.name}: make "
                 "them again with methods.features"
             )
         images = domain.train_set(augment=hflip)
@@ -126,12 +123,3 @@ class StoredTargets:
 
     def to(self, device: torch.device) -> "StoredTargets":
         return self
-
-
-def images_behind(domain: Domain) -> str | None:
-    """Of the images of a domain, or of those that its latents were made of; None: not known."""
-    if isinstance(domain, ImageDomain):
-        return domain.train_source.fingerprint()
-    if isinstance(domain, LatentDomain) and isinstance(domain.source, MomentStore):
-        return domain.source.manifest.encoding.data_set
-    return None

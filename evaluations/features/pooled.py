@@ -3,6 +3,7 @@ held. 4,000 images x 28 blocks of XL/2 are 258 MB."""
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +108,10 @@ def look(
     Raises:
         LocalError: a corrupt image, or features that are not finite.
     """
+
+    attempt = ranks.from_main(lambda: secrets.token_hex(4))
+    for array in arrays:
+        array.attempt = attempt
 
     def create() -> None:
         try:

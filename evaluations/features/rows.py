@@ -15,14 +15,22 @@ class Rows:
     """A .npy of known shape under a temporary name. One process makes it, all write rows of theirs,
     one finishes it.
 
+    Attributes:
+        attempt: a name that the processes of one job share, and no other job: two may look at the
+            same thing at the same time, and what either publishes is whole.
+
     Rows are written with pwrite and not through a shared memory map, which network file systems do
     not keep coherent between hosts.
     """
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
         self.path, self.dtype, self.shape = path, np.dtype(dtype), shape
-        self.temporary = path.with_name(f".{path.name}.tmp")
+        self.attempt = ""
         self.row = math.prod(shape[1:]) * self.dtype.itemsize
+
+    @property
+    def temporary(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.{self.attempt}.tmp")
 
     def create(self) -> None:
         """All its room is taken at once: a full disk is met here, and not in the middle.

@@ -1,6 +1,7 @@
 """Every --loss-type in the same loop: it learns, resumes, shards and compiles."""
 
 import json
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 import domains
 import training
 from evaluations.extractors import classifier as classifiers
+from examples import terrain
 from layersync import relation, trd
 from methods import METHODS, check_flags
 from methods.store import FeatureStore
@@ -18,7 +20,7 @@ from models import SiT
 from runtime.config import TrainConfig, parse
 from runtime.errors import InputError
 from runtime.presets import PRESETS
-from tests.commands import assert_same_state, checkpoint_of, flat, launched, refused, succeed
+from tests.commands import assert_same_state, call, checkpoint_of, flat, launched, refused, succeed
 
 TINY = (
     "--dataset_name digits --model SiT-Ti/4 --depth 4 --hidden-size 32 --num-heads 2 --lr 1e-3 "
@@ -265,7 +267,7 @@ def test_weight_decay_is_not_for_projectors(tmp_path, flags_of):
 def test_features_of_other_images_are_refused(features, tmp_path):
     card = json.loads((features / "features.json").read_text())
     for change, words in [
-        ({"data_set": "0"}, "features of other images"),
+        ({"data_set": "0"}, "features of other samples"),
         ({"data_set": None, "count": 5}, "holds no features"),
         ({"shape": [3]}, "holds no features"),
         ({"format": "x"}, "holds no features"),
@@ -276,6 +278,31 @@ def test_features_of_other_images_are_refused(features, tmp_path):
         (folder / "features.json").write_text(json.dumps(card | change))
         with pytest.raises(InputError, match=words):
             FeatureStore(str(folder), domains.build("digits"))
+
+
+def test_features_of_as_many_other_samples_of_any_modality_are_refused(features, tmp_path):
+    profiles = terrain.Terrain.create("terrain")
+    for number, (data_set, says) in enumerate([("0", "other samples"), (profiles.data_set, None)]):
+        known = np.zeros((len(profiles.train_set()), 1, 8), np.float16)
+        told = {"count": len(known), "flips": 1, "shape": [8], "data_set": data_set}
+        folder = tmp_path / str(number)
+        rewritten(features, folder, lambda _, known=known: known, **told)
+        with pytest.raises(InputError, match=says) if says else nullcontext():
+            FeatureStore(str(folder), profiles)
+
+
+def test_a_card_is_of_the_values_beside_it(features, tmp_path, monkeypatch):
+    """A second look that is killed before it has written its own."""
+    store = tmp_path / "store"
+    rewritten(features, store)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("methods.features.write_json", killed)
+    extractor = f"classifier:{features.parent / 'clf.pt'}"
+    call("methods.features", "digits", "--extractor", extractor, "--out", store)
+    assert (store / "features.npy").exists() and not (store / "features.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,26 @@ def test_a_killed_look_leaves_nothing_that_counts(subject, tmp_path, monkeypatch
     assert np.abs(found.values).max(1).min() > 0 and not list(tmp_path.glob(".*"))
 
 
+def test_two_jobs_that_look_at_the_same_time_both_have_whole_features(
+    subject, tmp_path, monkeypatch
+):
+    images, tokens, calls = domains.build("digits").held_out_set(), subject.tokens, []
+
+    def look():
+        reading = Reading(images, range(9), "digits", batch_size=3)
+        return pooled(subject, reading, tmp_path, ALONE)
+
+    def another_looks_in_the_middle(batch, draw=0):
+        calls.append(1)
+        if len(calls) == 3:  # a third is written
+            look()
+        return tokens(batch, draw)
+
+    monkeypatch.setattr(subject, "tokens", another_looks_in_the_middle)
+    found = look()
+    assert np.abs(found.values).max((1, 2)).min() > 0 and not list(tmp_path.glob(".*"))
+
+
 def test_features_that_float16_does_not_hold_are_refused(subject, tmp_path, monkeypatch):
     tokens = subject.tokens
     huge = {4: torch.full((1, 16, 32), 1e6)}
