@@ -27,7 +27,18 @@ from sample import domain_of
 
 
 @dataclass(frozen=True)
-class Flags(StudyFlags):
+class LookedFlags:
+    images: int = 512  # held-out images of the loss, at most
+    probed: int = 3000  # training images: two thirds to fit a probe to, the rest to test it on
+
+
+@dataclass(frozen=True)
+class WithoutFlags:
+    dropped: int = 200  # held-out images of the loss without each block; 0: leave it out
+
+
+@dataclass(frozen=True)
+class Flags(WithoutFlags, LookedFlags, StudyFlags):
     """The held-out loss, and a ridge probe of every block, of all checkpoints of a run (train with
     --keep-last 0); of the last one also the loss without each block.
 
@@ -38,9 +49,6 @@ class Flags(StudyFlags):
     """
 
     noise: float = 0.3  # 1 - t, share of noise in what the probed blocks see
-    images: int = 512  # held-out images of the loss, at most
-    probed: int = 3000  # training images: two thirds to fit a probe to, the rest to test it on
-    dropped: int = 200  # held-out images of the loss without each block; 0: leave it out
     num_workers: int = 0  # processes that decode
     out: Path | None = None  # the JSON; None: progress.json in the run
 
@@ -63,14 +71,17 @@ def measured(folder: Path, flags: Flags, ranks: Ranks) -> dict[str, Any]:
     entries = []
     for path in checkpoint.files_of(folder):
         study = Study(replace(flags, ckpt=str(path), out=None), ranks)
-        looked = kept(study, "probes-and-loss", Flags, lambda study=study: looked_at(study, flags))
+        looked = kept(
+            study, "probes-and-loss", LookedFlags, lambda study=study: looked_at(study, flags)
+        )
         entries.append({"step": int(path.stem), **looked})
     found = {
         "run": folder.name, "data": study.domain.name, "weights": flags.weights,
         "noise": flags.noise, "checkpoints": entries,
     }  # fmt: skip
     if flags.dropped:
-        found["dropped"] = kept(study, "without-blocks", Flags, lambda: without_each(study, flags))
+        without = kept(study, "without-blocks", WithoutFlags, lambda: without_each(study, flags))
+        found["dropped"] = without
     return found
 
 

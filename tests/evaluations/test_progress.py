@@ -49,6 +49,8 @@ def test_what_was_looked_at_is_not_looked_at_again(trained, monkeypatch):
     monkeypatch.setattr(progress, "looked_at", lambda *_: looked.append(1))
     succeed("evaluations.progress", trained, *FEW)
     assert not looked and (trained / "progress.json").read_bytes() == first
+    succeed("evaluations.progress", trained, *FEW, "--dropped", 12)  # says nothing of the losses
+    assert not looked
 
 
 def test_a_vae_that_has_moved_is_named_by_its_flag(tmp_path, tiny_vae, perturb):
