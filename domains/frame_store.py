@@ -23,8 +23,14 @@ from .clips import Cut
 from .codecs import VAECodec
 from .image_store import CROP
 from .latents import StoredCodec, check_image_size
-from .ragged_store import SHARD_SIZE, RaggedEncoder, RaggedEncoding, RaggedStore, Whole
-from .sources import NoHeldOut
+from .ragged_store import (
+    SHARD_SIZE,
+    RaggedEncoder,
+    RaggedEncoding,
+    RaggedStore,
+    Whole,
+    both_parts,
+)
 from .store import (
     Arrays,
     Content,
@@ -83,13 +89,7 @@ class FrameEncoder(RaggedEncoder):
 
     def __init__(self, domain: VideoDomain, batch_size: int, device: torch.device) -> None:
         self.domain, self.chunk, self.codec = domain, batch_size, domain.codec.to(device).codec
-        self.videos, self.held_out = domain.train_source, 0
-        try:
-            held_out = domain.clips(held_out=True)
-        except NoHeldOut:
-            pass
-        else:
-            self.videos, self.held_out = self.videos.followed_by(held_out), len(held_out)
+        self.videos, self.held_out = both_parts(domain.clips)
         skip = domain.source.skip_corrupt
         self.samples = Whole(self.videos.whole, len(self.videos), "video", skip_corrupt=skip)
 

@@ -17,6 +17,8 @@ from .skeleton import FPS, WIDTH
 SHORTEST, TOO_LONG = 40, 200  # frames of a clip that is used: 2 to 10 seconds
 UNIT = 4  # lengths are multiples of it: the evaluator's movement encoder halves time twice
 CANVAS = 196  # the longest multiple of it
+SHORT = 1 / 3  # share of clips shown a UNIT shorter than they are
+REPLICATION, BATCH = 1024, 32  # samples of a replication of MDM's evaluation, and of R-precision
 LAYOUT = "new_joint_vecs/, texts/, Mean.npy, Std.npy, train.txt and test.txt"
 # T2M sees the root and the feet 25 times larger than Std.npy makes them: its authors divided their
 # deviations by 5, and did so twice.

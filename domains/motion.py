@@ -17,13 +17,10 @@ from . import humanml3d
 from .codecs import PIXELS, Codec, fingerprint
 from .decoding import Unreadable
 from .domain import Batch, Condition, Domain
-from .humanml3d import CANVAS, UNIT, WIDTH, Clips, cropped_length
+from .humanml3d import BATCH, CANVAS, REPLICATION, SHORT, UNIT, WIDTH, Clips, cropped_length
 from .order import Draws
 from .skeleton import joints_of, save_animation, save_poses
 from .texts import NONE, TextEncoder, embedded, identity_of, width_of
-
-SHORT = 1 / 3  # share of clips shown a UNIT shorter than they are
-REPLICATION, BATCH = 1024, 32  # samples of a replication of MDM's evaluation, and of R-precision
 
 
 class MotionCodec:

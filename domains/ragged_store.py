@@ -83,6 +83,20 @@ class Whole(torch.utils.data.Dataset):
         return Batch(torch.from_numpy(raw)[None], torch.zeros_like(index), index, problems)
 
 
+def both_parts(opened: Callable[..., Any]) -> tuple[Any, int]:
+    """The samples to train on, followed by those that are held out, and how many these are.
+
+    Args:
+        opened: a part, of held_out=False or True.
+    """
+    trained = opened(held_out=False)
+    try:
+        held_out = opened(held_out=True)
+    except NoHeldOut:
+        return trained, 0
+    return trained.followed_by(held_out), len(held_out)
+
+
 class RaggedEncoder(ABC):
     """Samples one by one, those that are held out too; see encode.Encoder."""
 

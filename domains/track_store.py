@@ -25,8 +25,14 @@ from .decoding import Unreadable
 from .jamendo import Recordings
 from .latents import StoredCodec
 from .oobleck import CHUNK, OVERLAP, OobleckCodec, OobleckConfig, check_form
-from .ragged_store import SHARD_SIZE, RaggedEncoder, RaggedEncoding, RaggedStore, Whole
-from .sources import NoHeldOut
+from .ragged_store import (
+    SHARD_SIZE,
+    RaggedEncoder,
+    RaggedEncoding,
+    RaggedStore,
+    Whole,
+    both_parts,
+)
 from .store import (
     Arrays,
     Content,
@@ -114,13 +120,7 @@ class TrackEncoder(RaggedEncoder):
     def __init__(self, domain: AudioDomain, batch_size: int, device: torch.device) -> None:
         self.domain, source = domain, domain.source
         self.form, self.codec = source.form, domain.codec.to(device)
-        self.tracks, self.held_out = source.tracks(held_out=False), 0
-        try:
-            held_out = source.tracks(held_out=True)
-        except NoHeldOut:
-            pass
-        else:
-            self.tracks, self.held_out = self.tracks.followed_by(held_out), len(held_out)
+        self.tracks, self.held_out = both_parts(source.tracks)
         self.tracks.check(self.form.hop)
         read = partial(read_track, self.tracks, self.form.hop)
         self.samples = Whole(read, len(self.tracks), "track", skip_corrupt=source.skip_corrupt)

@@ -4,13 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import domains
+from domains.humanml3d import BATCH, REPLICATION
 from runtime.config import TrainConfig
 from runtime.errors import InputError
 
 from .runs import Step
-
-# Motions are scored by so many at a time, where there are so many, and compared within a batch.
-REPLICATION, BATCH = 1024, 32
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import tyro
 from tqdm import tqdm
 
 import layersync
-from domains.humanml3d import Clips, read_clips
+from domains.humanml3d import BATCH, Clips, read_clips
 from evaluations.images.report import beside, read_protocol
 from runtime import distributed
 from runtime.config import checked
@@ -22,7 +22,7 @@ from runtime.files import sha256_of, write_json
 from runtime.hardware import versions
 
 from . import report
-from .batches import BATCH, Samples, name_of, real_batches
+from .batches import Samples, name_of, real_batches
 from .evaluator import Evaluator, open_evaluator
 from .protocol import embed, mean_of, scores
 

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from domains.decoding import Unreadable
-from domains.humanml3d import CANVAS, UNIT, WIDTH, Caption, Clips
+from domains.humanml3d import BATCH, CANVAS, SHORT, UNIT, WIDTH, Caption, Clips
 from evaluations.images.sources import DAMAGED, names_in, read_arrays, unreadable
 from runtime.errors import InputError
 from runtime.random import seed_of
 from runtime.untrusted import Member, open_archive, open_member
 
 from .evaluator import Statistics
-
-BATCH = 32  # R-precision is among so many
 
 
 class Batch(NamedTuple):
@@ -53,7 +51,7 @@ def real_batches(
             clip = clips.clips[number]
             captions.append(clips.captions[random.choice(clip.captions)])
             try:
-                crop = clip.crop(short=random.random() < 1 / 3, place=random.random())
+                crop = clip.crop(short=random.random() < SHORT, place=random.random())
             except Unreadable as error:
                 raise InputError(str(error)) from error
             crop = crop[:canvas]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from domains.humanml3d import BATCH
 from evaluations.metrics import Moments, frechet_distance
 from runtime.random import generator
 
-from .batches import BATCH, Batch
+from .batches import Batch
 from .evaluator import Evaluator
 
 TOP = 3  # R-precision is given for the first one, two and three

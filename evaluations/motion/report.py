@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from domains.humanml3d import CANVAS
+from domains.humanml3d import BATCH, CANVAS
 from evaluations import pages
 from runtime.text import columns
 
-from .batches import BATCH
 from .protocol import PAIRS, TOP
 
 NAMES = {
