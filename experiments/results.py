@@ -9,8 +9,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 
+from evaluations.metrics import pace
 from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import atomic_write
@@ -20,6 +22,7 @@ from .rows import layer_sync, vanilla
 from .runs import ROOT
 from .table import (
     Result,
+    baseline_of,
     cells,
     compared,
     difference,
@@ -34,6 +37,7 @@ from .table import (
 )
 
 PAGE = ROOT / "RESULTS.md"
+SCORED = "scores/"  # before the names of what logs hold of --score-every
 DISTANCE = re.compile(r"fd_|fad|F[IAV]D$|Frechet")
 ABOUT_SUMMARY = """
 Every interval is one of many: of twenty without any effect one is expected to leave out zero.
@@ -124,6 +128,43 @@ def distances_in(results: Sequence[Result]) -> list[str]:
     return names[:1]
 
 
+def paces(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of how soon runs that were scored in training have the score that they and the
+    baseline both come to: the paper's own measure of speed, its 8.75x."""
+    groups, rows = groups_of(results), []
+    for (_, name), runs in groups.items():
+        baseline = baseline_of(runs, groups)
+        if not baseline or baseline is runs:
+            continue
+        logged = dict.fromkeys(key for one in runs for row in one.log for key in row)
+        for score in (key for key in logged if DISTANCE.match(key.removeprefix(SCORED))):
+            if both := curves(baseline, runs, score):
+                steps, first, second = both
+                found = pace(steps, first, second)
+                n = len(first)
+                times = f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f}, n={n})"
+                rows.append([name, score.removeprefix(SCORED), f"{steps[-1]:g}", times])
+    speed = "times as fast as the baseline to the same score, 95 % by bootstrap over seeds"
+    return ["scored in training", "score", "steps", speed], rows
+
+
+def curves(
+    baseline: Sequence[Result], runs: Sequence[Result], score: str
+) -> tuple[list[float], np.ndarray, np.ndarray] | None:
+    """Of both, where they share seeds and steps: steps (S,), scores (seeds, S) twice."""
+    found = [
+        {run.record["seed"]: {row["step"]: row[score] for row in run.log if score in row}
+         for run in group}
+        for group in (baseline, runs)
+    ]  # fmt: skip
+    seeds = sorted(found[0].keys() & found[1].keys())
+    steps = sorted(set.intersection(*(set(group[seed]) for group in found for seed in seeds)))
+    if not seeds or len(steps) < 2:
+        return None
+    values = ([[group[seed][step] for step in steps] for seed in seeds] for group in found)
+    return steps, *map(np.array, values)
+
+
 def decided(ours: list[Result], base: list[Result], of: str) -> str:
     """What the interval over seeds allows to say of a score of which less is better."""
     found = over_baseline(ours, base, of)
@@ -135,7 +176,7 @@ def decided(ours: list[Result], base: list[Result], of: str) -> str:
 def section(name: str, found: Published) -> str:
     """Scores, what they are over the baseline's, and the tables of the sweep's own verdict."""
     made = (preset["table"] for preset in found.verdict.values() if "table" in preset)
-    heads_and_rows = [cells(found.results), differences(found.results)]
+    heads_and_rows = [cells(found.results), differences(found.results), paces(found.results)]
     heads_and_rows += ((one["head"], one["rows"]) for one in made)
     tables = "\n".join(markdown(*one) for one in heads_and_rows if one[1])
     title = found.results[0].record["reproduces"]

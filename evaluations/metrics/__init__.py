@@ -1,6 +1,6 @@
 """The metrics of images: tensors of features in, numbers out; no file, no model, no image."""
 
-from .crossing import SpeedUp, crossing, speed_up
+from .crossing import Pace, SpeedUp, crossing, pace, speed_up
 from .frechet import Gaussian, Moments, frechet_distance, trace_of_root
 from .inception_score import inception_score
 from .intervals import Interval, mean_interval
@@ -12,6 +12,7 @@ __all__ = [
     "Interval",
     "KernelDistance",
     "Moments",
+    "Pace",
     "PrecisionRecall",
     "SpeedUp",
     "crossing",
@@ -19,6 +20,7 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "mean_interval",
+    "pace",
     "precision_recall",
     "speed_up",
     "trace_of_root",

@@ -33,6 +33,36 @@ def crossing(steps: Sequence[float], losses: Sequence[float], target: float) -> 
     return float(steps[at - 1] + share * (steps[at] - steps[at - 1]))
 
 
+class Pace(NamedTuple):
+    """The baseline's steps over another run's to the same score, and the 95 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def pace(steps: Sequence[float], baseline: np.ndarray, other: np.ndarray, seed: int = 0) -> Pace:
+    """To the worse of both final scores, which both have: where the other one never has the
+    baseline's, the baseline is timed to the other's. By the mean curves; the bootstrap draws seeds.
+
+    Args:
+        steps: (S,), rising.
+        baseline, other: scores of which less is better (seeds, S), paired by seed.
+    """
+    random = np.random.default_rng(seed)
+    seeds = len(baseline)
+
+    def ratio(chosen: np.ndarray) -> float:
+        curves = [scores[chosen].mean(0) for scores in (baseline, other)]
+        target = max(curve[-1] for curve in curves)
+        first, second = (crossing(steps, curve, target) for curve in curves)
+        return first / second
+
+    drawn = [ratio(random.integers(seeds, size=seeds)) for _ in range(DRAWS)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Pace(ratio(np.arange(seeds)), float(low), float(high))
+
+
 def speed_up(
     steps: Sequence[float], baseline: np.ndarray, other: np.ndarray, seed: int = 0
 ) -> SpeedUp:

@@ -146,6 +146,23 @@ def test_what_a_sweep_made_of_its_runs_is_a_second_table(results, tmp_path):
     assert "\n\n|  | vanilla |\n| --- | --- |\n| speed-up | 2.00 |\n\n" in page
 
 
+def test_runs_scored_in_training_are_timed_to_the_score_that_both_come_to(results, tmp_path):
+    content = json.loads((results / "table6.json").read_text())
+    slow = content["runs"]
+    for number, run in enumerate(slow):
+        run["log"] = [{"step": s, "scores/fd_classifier": (1 + number) / s} for s in STEPS]
+    fast = json.loads(json.dumps(slow))
+    for run in fast:
+        run["record"] |= dict(name="digits-fast", index=1)
+        run["log"] = [
+            row | {"scores/fd_classifier": row["scores/fd_classifier"] / 2} for row in run["log"]
+        ]
+    write_json(results / "table6.json", content | {"runs": slow + fast})
+    succeed("experiments.results", "--results", results, "--out", tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "| digits-fast | fd_classifier | 1000 | 2.00 (2.00 to 2.00, n=2) |" in page
+
+
 def test_the_committed_page_is_of_the_committed_results(tmp_path):
     succeed("experiments.results", "--out", tmp_path / "RESULTS.md")
     again = (tmp_path / "RESULTS.md").read_bytes()

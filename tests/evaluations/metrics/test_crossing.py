@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluations.metrics import crossing, speed_up
+from evaluations.metrics import crossing, pace, speed_up
 
 STEPS = np.arange(10, 101, 10)
 
@@ -31,6 +31,15 @@ def test_what_is_never_reached_is_not_extrapolated():
     slower = losses_of(0.5)
     assert crossing(STEPS, slower.mean((0, 2)), losses_of(1).mean((0, 2))[-1]) is None
     assert speed_up(STEPS, losses_of(1), slower) == (None, None, None, 0)
+
+
+def test_the_slower_of_two_is_timed_by_the_score_that_both_come_to():
+    slow, fast = (losses_of(speed).mean(-1) for speed in (1, 2))
+    assert pace(STEPS, slow, fast).ratio == pytest.approx(2)
+    assert pace(STEPS, fast, slow).ratio == pytest.approx(0.5)
+    assert pace(STEPS, slow, slow) == (1, 1, 1)
+    of_one = pace(STEPS, slow[:1], fast[:1])
+    assert of_one.low == of_one.ratio == of_one.high
 
 
 def test_between_checkpoints_a_curve_is_a_straight_line():
