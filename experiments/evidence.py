@@ -227,10 +227,13 @@ def cells(steps: Sequence[int], methods: dict[str, Any]) -> tuple[list[str], lis
     own: dict[str, Shown] = {
         "probes' mean, equal steps": lambda one: accuracy(one["equal_steps"]["mean"]),
         "best block by seed, equal steps": lambda one: listed(one["equal_steps"]["peak"]),
-        "teacher's probe minus student's, a quarter in, points": lambda one: gap(one, quarter),
+        f"teacher's probe minus student's, step {steps[quarter]}, points": lambda one: gap(
+            one, quarter
+        ),
         "the same, at the end": lambda one: gap(one, -1),
-        "more loss without a block, mean": lambda one: f"{np.mean(one['without_each_block']):.4f}",
-        "the same, between student and teacher": spare,
+        "more loss without a block, mean over the blocks": lambda one: without(one, 0, None),
+        "the same, blocks up to the student": lambda one: without(one, 0, one["pair"][0]),
+        "the same, after the student up to the teacher": lambda one: without(one, *one["pair"]),
     }
     others = {name: one for name, one in methods.items() if name != BASELINE}
     rows = [["held-out loss", *(mean_and_deviation(one["final"]) for one in methods.values())]]
@@ -271,10 +274,10 @@ def accuracy(found: dict[str, Any]) -> str:
     return f"{found['mean']:.1%}{deviation}"
 
 
-def spare(one: dict[str, Any]) -> str:
-    student, teacher = one["pair"]
-    between = np.array(one["without_each_block"])[:, student : teacher - 1]
-    return f"{between.mean():.4f}" if between.size else "-"
+def without(one: dict[str, Any], after: int, up_to: int | None) -> str:
+    """What leaving out one of some blocks adds to the loss, mean over these."""
+    added = np.array(one["without_each_block"])[:, after:up_to].mean(1)
+    return mean_and_deviation(mean_interval(added.tolist())._asdict())
 
 
 def listed(numbers: Sequence[int]) -> str:

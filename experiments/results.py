@@ -158,8 +158,10 @@ def curves(
         for group in (baseline, runs)
     ]  # fmt: skip
     seeds = sorted(found[0].keys() & found[1].keys())
+    if not seeds:
+        return None
     steps = sorted(set.intersection(*(set(group[seed]) for group in found for seed in seeds)))
-    if not seeds or len(steps) < 2:
+    if len(steps) < 2:
         return None
     values = ([[group[seed][step] for step in steps] for seed in seeds] for group in found)
     return steps, *map(np.array, values)
