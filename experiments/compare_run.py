@@ -1,6 +1,6 @@
 """A run beside the reference curves of its preset, or beside own runs: how far outside is it?
 
-python -m experiments.compare_run results/000-SiT-Ti-2-digits --against digits-layer_sync
+python -m experiments.compare_run results/000-SiT-Ti-2-digits
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,13 +41,15 @@ class Flags:
     judged is the mean distance from it over the last three quarters of the steps that both have.
     Runs on other data are refused; what else differs is said.
 
+    $ python -m experiments.compare_run RUN
     $ python -m experiments.compare_run RUN --against digits-vanilla
     $ python -m experiments.compare_run RUN --against results/000-SiT-Ti-4-a results/001-SiT-Ti-4-b
     """
 
     # a run's folder, or its log.jsonl
     log: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = tyro.MISSING
-    # reference runs, PRESET-METHOD, or runs of yours as above; left out, the former are listed
+    # reference runs, PRESET-METHOD, or runs of yours as above; left out, the published ones of its
+    # data and --loss-type whose flags are most like its own
     against: tuple[str, ...] = ()
     results: Path = FOLDER  # files of experiments.publish
     out: Path = Path("compare_run.png")  # the picture
@@ -82,10 +84,9 @@ class Band(NamedTuple):
 def main() -> None:
     flags = tyro.cli(Flags, console_outputs=speaks())
     here, references = own_run(flags.log), references_of(flags.results)
-    if not flags.against:
-        raise InputError(f"--against is missing: {choice(references)}")
+    against = flags.against or (nearest(here, references),)
     runs, rows = [], here.log
-    for asked in flags.against:
+    for asked in against:
         there = runs_of(asked, references, flags.log)
         if other := differing(here, there, MEANING):
             raise InputError(f"{flags.log} and {asked} cannot be compared: {'; '.join(other)}")
@@ -100,7 +101,7 @@ def main() -> None:
         print(f"note: {'; '.join(other)}")
     if len(runs) == 1:
         print(f"note: the band of one run is {LEAST:.0%} of its mean, and seeds may differ more")
-    print(f"{flags.out}: the curves of {flags.log} on those of {', '.join(flags.against)}")
+    print(f"{flags.out}: the curves of {flags.log} on those of {', '.join(against)}")
 
 
 def references_of(folder: Path) -> dict[str, list[Result]]:
@@ -115,6 +116,31 @@ def references_of(folder: Path) -> dict[str, list[Result]]:
     for file, name in longest:
         found[f"{file}/{name}" if name in found else name] = groups[file, name]
     return dict(sorted(found.items()))
+
+
+def nearest(here: Seen, references: dict[str, list[Result]]) -> str:
+    """The reference of a run's data and method whose flags differ least from its own.
+
+    Raises:
+        InputError: its flags are not known, or there is none.
+    """
+    if not here.flags:
+        raise InputError(
+            f"--against is missing, and no checkpoint beside the log says what it is of: "
+            f"{choice(references)}"
+        )
+    seen = {name: runs_of(name, references, Path()) for name in references}
+    alike = {
+        name: len(differing(here, runs, TRAINING))
+        for name, runs in seen.items()
+        if not differing(here, runs, MEANING | {"loss_type"})
+    }
+    if not alike:
+        raise InputError(
+            "--against is missing, and no reference is of this run's data and --loss-type: name "
+            "runs of yours"
+        )
+    return min(alike, key=lambda name: (alike[name], "/" in name))
 
 
 def runs_of(asked: str, references: dict[str, list[Result]], but: Path) -> list[Seen]:

@@ -220,7 +220,7 @@ HOW = (
     How(r"experiments\.glyphs .*", elsewhere("experiments/test_glyphs.py")),
     How(r"experiments\.moving .*", whole, "--train 4 --validation 2"),
     How(r"experiments\.motions .*", whole, "--clips 8"),
-    How(r"experiments\.compare_run .*", whole, "--against digits-vanilla"),
+    How(r"experiments\.compare_run .*", whole),
     How(r"experiments\.results", whole, "--out RESULTS.md"),
     How(r"experiments\.table9", whole, "--batch 2 4 --repeats 1"),
     How(r"benchmarks\..*", up_to_its_numbers, "--warmup 0"),

@@ -216,6 +216,32 @@ def test_runs_on_other_data_are_not_laid_over_each_other(results, tmp_path):
     assert "within" in said and "note: --lr is 0.1 here and 0.5 there\n" in said
 
 
+def test_a_run_finds_the_reference_that_is_most_like_it(results, tmp_path):
+    content = json.loads((results / "table6.json").read_text())
+    (first, second), runs = content["runs"], []
+    for name, flags in {
+        "a": "--loss-type vanilla", "b": "--loss-type vanilla --lr 0.5", "c": "--reg-weight 0.5",
+        "d": "--loss-type vanilla --dataset_name synthetic",
+    }.items():  # fmt: skip
+        for run in (first, second):
+            commands = [f"python train.py --preset digits {flags} --max-steps 1000"]
+            record = run["record"] | {"name": f"digits-{name}", "commands": commands}
+            runs.append(run | {"record": record})
+    write_json(results / "table6.json", content | {"runs": runs})
+    words = ["--results", results, "--out", tmp_path / "c.png"]
+    for number, (flags, expected) in enumerate([
+        ({"loss_type": "vanilla"}, "digits-a"), ({"loss_type": "vanilla", "lr": 0.5}, "digits-b"),
+        ({"loss_type": "layer_sync"}, "digits-c"),
+    ]):  # fmt: skip
+        run = own_run(tmp_path / f"00{number}-SiT", dataset_name="digits", **flags)
+        assert f"on those of {expected}\n" in succeed("experiments.compare_run", run, *words).out
+    other = own_run(tmp_path / "004-SiT", dataset_name="folder", loss_type="vanilla")
+    said = refused("experiments.compare_run", other, *words)
+    assert "no reference is of this run's data and --loss-type" in said
+    log = written(tmp_path / "log.jsonl", log_of(falling))
+    assert "--against is missing" in refused("experiments.compare_run", log, *words)
+
+
 def test_runs_of_ones_own_are_a_band_without_the_run_itself(tmp_path):
     for number, scale in enumerate((0.98, 1.02, 1.5)):
         own_run(tmp_path / f"00{number}-SiT-own", scale, dataset_name="folder")
