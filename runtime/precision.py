@@ -29,8 +29,8 @@ def slow_precision(precision: str, device: torch.device) -> str | None:
     if precision != "bf16" or multiplies_bf16(device):
         return None
     return (
-        "note: this CPU has no instructions for bfloat16, and --precision bf16 takes several times "
-        "as long as fp32"
+        "note: this CPU multiplies slower in bfloat16 than in float32, and --precision bf16 takes "
+        "twice as long as fp32 or longer"
     )
 
 

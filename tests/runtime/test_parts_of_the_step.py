@@ -115,20 +115,22 @@ def test_the_peak_of_an_unknown_device_is_not_guessed():
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision", "said"),
+    ("vendor", "flags", "precision", "said"),
     [
-        ("fpu avx512f avx512_vnni", "bf16", True),
-        ("fpu avx512f avx512_vnni", "fp32", False),
-        ("fpu avx512f avx512_bf16", "bf16", False),
-        ("amx_bf16 amx_tile", "bf16", False),
-        (None, "bf16", False),  # an ARM, say: it cannot be known
+        ("AuthenticAMD", "fpu avx512f avx512_vnni", "bf16", True),
+        ("AuthenticAMD", "fpu avx512f avx512_vnni", "fp32", False),
+        ("AuthenticAMD", "fpu avx512f avx512_bf16", "bf16", False),
+        ("GenuineIntel", "fpu avx512f avx512_bf16", "bf16", True),  # half as fast there
+        ("GenuineIntel", "avx512_bf16 amx_bf16 amx_tile", "bf16", False),
+        ("ARM", None, "bf16", False),  # it cannot be known
     ],
 )
-def test_bfloat16_without_its_instructions_is_said_to_be_slow(
-    monkeypatch, tmp_path, flags, precision, said
+def test_bfloat16_is_said_to_be_slow_where_it_is(
+    monkeypatch, tmp_path, vendor, flags, precision, said
 ):
     info = tmp_path / "cpuinfo"
-    info.write_text("processor\t: 0\n" + (f"flags\t\t: {flags}\n" if flags else ""))
+    lines = f"processor\t: 0\nvendor_id\t: {vendor}\n"
+    info.write_text(lines + (f"flags\t\t: {flags}\n" if flags else ""))
     monkeypatch.setattr(hardware, "CPU_INFO", info)
     assert bool(slow_precision(precision, CPU)) == said
     assert slow_precision(precision, torch.device("cuda")) is None
