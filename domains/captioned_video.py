@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from runtime.errors import InputError
+from runtime.errors import InputError, LocalError
 from runtime.untrusted import block_of
 
 from .causal_vae import CausalVAECodec, layout_of
@@ -235,9 +235,17 @@ class CaptionedVideoDomain(ClipDomain):
         )
 
     def condition(self, chosen: Tensor) -> Condition:
+        """
+        Raises:
+            LocalError: a file of the captions' vectors is damaged; another rank may read others.
+        """
         texts = self.titles(chosen) or [NOTHING] * len(chosen)
         prompts = self.test_prompts
-        return conditioned([prompts[text] for text in texts], prompts[NOTHING], chosen.device)
+        try:
+            vectors, null = [prompts[text] for text in texts], prompts[NOTHING]
+        except Unreadable as error:
+            raise LocalError(str(error)) from error
+        return conditioned(vectors, null, chosen.device)
 
     def prompted(self, prompts: Sequence[str], frames: int | None) -> Condition:
         if frames not in (None, self.num_frames):

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.errors import InputError
-from runtime.files import atomic_write, locked
+from runtime.files import atomic_write, locked, retried
 from runtime.hub import FINETUNE
 from runtime.untrusted import shown
 
@@ -142,7 +142,7 @@ class Prompts:
         number, row = divmod(self.place[text], SHARD)
         path = self.folder / f"{number:05d}.safetensors"
         try:
-            with safe_open(path, "pt") as file:
+            with retried(lambda: safe_open(path, "pt"), path) as file:
                 start, stop = file.get_slice("starts")[row : row + 2].tolist()
                 return file.get_slice("vectors")[start:stop]
         except (SafetensorError, OSError, ValueError, IndexError, TypeError) as error:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime.errors import InputError
-from runtime.files import atomic_write, locked, sha256_of
+from runtime.files import atomic_write, locked, retried, sha256_of
 from runtime.untrusted import json_of, shown
 
 from .codecs import is_path, looked_up
@@ -122,7 +122,7 @@ def embedded(texts: Sequence[str], name: str, cache_dir: str | None) -> Tensor:
             with atomic_write(path) as file:
                 file.write(save({"vectors": vectors.contiguous()}))
     try:
-        vectors = load_file(path)["vectors"]
+        vectors = retried(lambda: load_file(path), path)["vectors"]
         if len(vectors) != len(texts):
             raise ValueError(f"{len(vectors)} vectors of {len(texts)} captions")
         return vectors

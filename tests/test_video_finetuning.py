@@ -1,6 +1,8 @@
 """Wan2.1 and CogVideoX fine-tuned on SSv2's layout by the same commands and flags as all else."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,7 @@ import domains
 import models
 from domains.causal_vae import CausalVAECodec
 from domains.prompts import PromptEncoder, embedded
+from runtime import files
 from tests.commands import assert_same_state, checkpoint_of, launched, refused, succeed
 from tests.pipelines import SAVES, WIDTH, give_sentencepiece
 from tests.ssv2 import CAPTIONS, write_ssv2
@@ -223,6 +226,34 @@ def test_captions_are_embedded_once_as_the_pipeline_does(kind, folders, tmp_path
     before = path.stat().st_mtime_ns
     embedded(texts[::-1], str(folders[kind]), str(tmp_path))
     assert path.stat().st_mtime_ns == before
+
+
+def test_a_damaged_cache_of_captions_is_one_sentence_to_whoever_draws_samples(runs, data, tmp_path):
+    where = ["--ckpt", runs["Wan2.1"].folder, *data[:2], "--cache-dir", tmp_path, "--device", "cpu"]
+    words = [*where, "--num-sampling-steps", 2, "--class-labels", 0, "--out", tmp_path / "s.png"]
+    succeed("sample", "--protocol", "wan", *words)
+    (path,) = tmp_path.glob("prompts-*/*.safetensors")
+    path.write_bytes(path.read_bytes()[:50])
+    said = refused("sample", "--protocol", "wan", *words)
+    assert f"{path} is damaged" in said and "delete it, and it is made anew" in said
+
+
+def test_captions_whose_file_fails_in_passing_are_read_again(folders, tmp_path, monkeypatch):
+    import safetensors
+
+    text, opens = "pushing a cup", []
+    found = embedded([text], str(folders["Wan2.1"]), str(tmp_path))
+    whole, opened = found[text], safetensors.safe_open
+
+    def fails_once(*asked):
+        opens.append(asked)
+        if len(opens) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(*asked)
+
+    monkeypatch.setattr(files, "PAUSES", (0.0,))
+    monkeypatch.setattr(safetensors, "safe_open", fails_once)
+    assert torch.equal(found[text], whole) and len(opens) == 2
 
 
 def test_cogvideox_reads_the_sentencepiece_tokenizer_that_is_published(folders, tmp_path):

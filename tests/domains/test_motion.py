@@ -1,5 +1,8 @@
 """HumanML3D by its rules of loading, captions by CLIP, and motions as the loop sees them."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from domains.humanml3d import Caption, cropped_length, read_clips, read_statisti
 from domains.texts import TextEncoder, embedded
 from evaluations.motion.batches import real_batches
 from evaluations.motion.evaluator import Statistics
+from runtime import files
 from runtime.errors import InputError
 from tests.domains.motions import captions, motion, save_clip, write_humanml3d
 
@@ -172,6 +176,23 @@ def test_captions_are_encoded_once_and_found_again(root, clip, tmp_path):
     file.write_bytes(b"rest of a file")
     with pytest.raises(InputError, match="is damaged .* delete it, and it is made anew"):
         embedded(texts, str(clip), str(tmp_path))
+
+
+def test_captions_whose_file_fails_in_passing_are_read_again(clip, tmp_path, monkeypatch):
+    from safetensors import torch as library
+
+    texts, reads = ["a person walks"], []
+    whole, read = embedded(texts, str(clip), str(tmp_path)), library.load_file
+
+    def fails_once(path):
+        reads.append(path)
+        if len(reads) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(files, "PAUSES", (0.0,))
+    monkeypatch.setattr(library, "load_file", fails_once)
+    assert torch.equal(embedded(texts, str(clip), str(tmp_path)), whole) and len(reads) == 2
 
 
 def test_texts_are_clips_own_features_whatever_they_are_batched_with(clip):
