@@ -1,14 +1,16 @@
 """The held-out loss: fixed triples, whatever the batch, and differences that are paired."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from domains import build
 from domains.reading import chosen
-from evaluations.heldout import Flags, draws_of, measured
+from evaluations.heldout import Flags, differences, draws_of, measured
 from models import SiT
+from runtime.errors import InputError
 from tests.commands import refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, picture_folder
 from transport import create_transport
@@ -160,6 +162,39 @@ def test_losses_of_another_kind_are_not_compared(checkpoints, tmp_path):
     other = rewritten(checkpoints[1], tmp_path / "n.pt", args=args | {"prediction": "noise"})
     said = refused("evaluations.heldout", checkpoints[0], other)
     assert "differ in prediction" in said
+
+
+def latents_run(pictures, name, perturb, vae):
+    args = DIGITS | dict(dataset_name="folder", num_classes=2, data_path=str(pictures))
+    args |= dict(vae=vae, image_size=16, skip_corrupt=True)
+    return digits_run(pictures.parent, perturb, name, args=args, in_channels=4, num_classes=2)
+
+
+def test_a_vae_under_two_paths_is_one_vae(pictures, perturb, tiny_vae, tmp_path):
+    copy = shutil.copytree(tiny_vae, tmp_path / "vae")
+    one = latents_run(pictures, "000-one", perturb, tiny_vae)
+    other = latents_run(pictures, "001-other", perturb, str(copy))
+    found = measured(flags([str(one), str(other)]), CPU)["checkpoints"][1]
+    assert found["ema_minus_first"]["bins"] == [0.0] * 3
+
+
+def test_losses_in_latents_of_two_vaes_are_not_compared(pictures, perturb, tiny_vae, tmp_path):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(tiny_vae)
+    torch.nn.init.ones_(vae.quant_conv.bias)
+    vae.save_pretrained(tmp_path / "vae")
+    one = latents_run(pictures, "000-one", perturb, tiny_vae)
+    other = latents_run(pictures, "001-other", perturb, str(tmp_path / "vae"))
+    with pytest.raises(InputError, match="differ in VAE, so that their losses"):
+        measured(flags([str(one), str(other)]), CPU)
+
+
+def test_pixels_are_no_vae():
+    pixels = dict(path="Linear", shape=(3, 8, 8), VAE={"name": "pixels"})
+    vae = pixels | {"VAE": {"name": "a", "scale": 1.0, "shift": 0.0, "sha256": "0"}}
+    assert differences(pixels, pixels) == [] and differences(vae, vae) == []
+    assert differences(pixels, vae) == differences(vae, pixels) == ["VAE"]
 
 
 def test_the_bins_are_of_t_whatever_training_dwelt_on(checkpoints, tmp_path):
