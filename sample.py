@@ -34,6 +34,8 @@ from runtime.precision import Arithmetic, cast_products, compiles, default_preci
 from runtime.random import SampleStreams
 from transport import PROTOCOLS, Guidance, Sampler, Transport, create_transport
 
+# What a named size says that is not of the network: how it was trained, and from which files.
+OF_TRAINING = ("dropout", "pretrained", "lora_rank", "lora_alpha")
 MODES = {"ODE": GridODE, "SDE": GridSDE, "DDPM": GridDDPM}
 
 
@@ -229,9 +231,11 @@ def check_model(flags: SampleFlags, found: Checkpoint, model: models.Denoiser) -
         return
     with asked_of_user():
         asked = models.architecture(flags.model)
-    stored = {name: model.config.get(name) for name in asked}
     if isinstance(asked.get("patch_size"), int):
         asked = asked | {"patch_size": (asked["patch_size"],) * len(model.patch)}
+    # A network that lacks one of them is of another family.
+    asked = {k: v for k, v in asked.items() if k not in OF_TRAINING or k not in model.config}
+    stored = {name: model.config.get(name) for name in asked}
     if asked != stored:
         raise InputError(f"--model {flags.model}, but {found.path} has {stored}")
 

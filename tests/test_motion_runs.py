@@ -185,6 +185,37 @@ def test_a_released_mdm_is_sampled(flags, data, tmp_path):
     assert protocol["network_calls"]["max"] == 50
 
 
+def test_a_network_is_checked_by_its_name_whatever_its_dropout_was(flags, data, tmp_path):
+    from models import MDM
+
+    clip = dict(zip(flags, flags[1:], strict=False))["--text-encoder"]
+    args = {"dataset_name": "humanml3d", "text_encoder": str(clip), "image_size": 48}
+    args |= {"path_type": "Cosine-1000", "prediction": "data"}
+    words = [*data, "--device", "cpu", "--num-sampling-steps", 2, "--out", tmp_path / "s.png"]
+    for name, size in (("named", {}), ("other", {"depth": 2})):
+        model = MDM(input_size=(48,), text_width=12, dropout=0.0, **size)
+        content = {"ema": model.state_dict(), "args": args, "architecture": model.config}
+        torch.save(content, tmp_path / f"{name}.pt")
+    asked = ["--model", "MDM", "--prompts", "a person walks", *words]
+    succeed("sample", "DDPM", "--ckpt", tmp_path / "named.pt", *asked)
+    said = refused("sample", "DDPM", "--ckpt", tmp_path / "other.pt", *asked)
+    assert "--model MDM, but" in said and "'depth': 2" in said
+    said = refused("sample", "DDPM", "--ckpt", tmp_path / "named.pt", "--model", "SiT-S/1", *words)
+    assert "--model SiT-S/1, but" in said
+
+
+def test_a_sit_of_the_size_of_mdm_is_no_mdm(tmp_path):
+    from models import SiT
+
+    size = dict(hidden_size=512, depth=8, num_heads=4, num_classes=10)
+    model = SiT(input_size=8, in_channels=1, **size)
+    args = {"dataset_name": "digits", "vae": "none", "image_size": 8}
+    content = {"ema": model.state_dict(), "args": args, "architecture": model.config}
+    torch.save(content, tmp_path / "sit.pt")
+    words = ["--ckpt", tmp_path / "sit.pt", "--device", "cpu", "--out", tmp_path / "s.png"]
+    assert "--model MDM, but" in refused("sample", *words, "--model", "MDM")
+
+
 def test_the_held_out_loss_and_a_flow_are_for_motion_too(flags, data, tmp_path):
     """MDM on the paths of SiT: the same network, a velocity, the ODE."""
     words = ["--path-type", "Linear", "--prediction", "velocity", "--max-steps", 2]

@@ -368,6 +368,19 @@ def test_adapters_belong_to_their_network(runs, folders, data):
     assert "--num-frames 8: the model makes 9" in said
 
 
+def test_a_network_is_checked_by_its_kind_whatever_its_adapters_and_folder_are(
+    runs, folders, data, tmp_path
+):
+    copy = shutil.copytree(folders["Wan2.1"], tmp_path / "copy")
+    words = ["--ckpt", runs["Wan2.1"].folder, *data, "--device", "cpu", "--prompts", "a cup"]
+    words += ["--num-sampling-steps", 2, "--out", tmp_path / "s.png"]
+    succeed("sample", "--protocol", "wan", *words, "--model", "Wan2.1", "--pretrained", copy)
+    said = refused("sample", "--protocol", "wan", *words, "--model", "CogVideoX")
+    assert "--model CogVideoX, but" in said and "{'kind': 'Wan2.1'}" in said
+    said = refused("sample", "--protocol", "wan", *words, "--model", "MDM")
+    assert "--model MDM, but" in said
+
+
 def test_what_cannot_be_exported_is_one_sentence(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "0000001.pt")
     said = refused("export", "--ckpt", tmp_path / "0000001.pt", "--out", tmp_path / "out")
