@@ -84,7 +84,7 @@ def measured(flags: Flags, device: torch.device) -> dict[str, Any]:
         entry: dict[str, Any] = {"file": str(file.path), "step": file.step}
         for weights in ("ema", "model") if file.model else ("ema",):
             asked = replace(where, ckpt=str(file.path), weights=weights)
-            opened = open_checkpoint(asked, device)
+            opened = open_checkpoint(asked, device, verify=False)  # `checkpoint.read` did, above
             where = replace(where, dataset_name=where.dataset_name or opened.domain.name)
             kind = kind or kind_of(opened)
             if differing := differences(kind, kind_of(opened)):
@@ -92,7 +92,8 @@ def measured(flags: Flags, device: torch.device) -> dict[str, Any]:
                     f"{file.path} and the first checkpoint differ in {', '.join(differing)}, so "
                     "that their losses are not comparable: give one of them alone"
                 )
-            images, held_out = images_of(opened.domain)
+            if weights == "ema":  # the first; the others are shown the same images
+                images, held_out = images_of(opened.domain)
             losses = torch.cat(list(losses_of(opened, images, flags, device)))
             entry[weights] = summary(losses)
             if not found:

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from domains import build
+from domains.images import ImageDomain
 from domains.reading import chosen
 from evaluations.heldout import Flags, differences, draws_of, measured
 from models import SiT
+from runtime import checkpoint
 from runtime.errors import InputError
 from tests.commands import refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, picture_folder
@@ -133,6 +136,27 @@ def test_the_images_are_those_that_the_run_was_trained_on(pictures, perturb):
     said = succeed("evaluations.heldout", run, "--data-path", moved).out
     assert f"images of folder in {moved}," in said
     assert f"note: {run} was trained on folder in {pictures}\n" in said
+
+
+def test_a_file_is_verified_and_its_data_are_opened_once(checkpoints, monkeypatch):
+    """Although two sets of weights are looked at."""
+    verified, opened = [], []
+    check, held_out_set = checkpoint.check_sums, ImageDomain.held_out_set
+    monkeypatch.setattr(checkpoint, "check_sums", lambda path: (verified.append(path), check(path)))
+    monkeypatch.setattr(
+        ImageDomain, "held_out_set", lambda domain: (opened.append(domain), held_out_set(domain))[1]
+    )
+    measured(flags(checkpoints), CPU)
+    assert list(map(str, verified)) == checkpoints
+    assert len(opened) == len(checkpoints)
+
+
+def test_a_damaged_file_is_refused(checkpoints, tmp_path):
+    weights = torch.load(checkpoints[1], weights_only=True)["model"]["pos_embed"]
+    damaged = bytearray(Path(checkpoints[1]).read_bytes())
+    damaged[damaged.index(weights.numpy().tobytes())] ^= 1
+    (tmp_path / "0000020.pt").write_bytes(damaged)
+    assert "is damaged" in refused("evaluations.heldout", tmp_path / "0000020.pt")
 
 
 def test_an_unreadable_image_is_passed_over_where_a_flag_or_the_run_says_so(pictures, perturb):
