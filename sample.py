@@ -177,10 +177,10 @@ def open_checkpoint(
     with asked_of_user():
         domain = domain_of(flags, found, model)
         transport = create_transport(
-            flags.path_type or found.args.get("path_type", "Linear"),
-            flags.prediction or found.args.get("prediction", "velocity"),
+            flags.path_type or recorded(found, "path_type", "Linear"),
+            flags.prediction or recorded(found, "prediction", "velocity"),
             sample_eps=sample_eps,
-            time_shift=flags.time_shift or found.args.get("time_shift", 1.0),
+            time_shift=flags.time_shift or recorded(found, "time_shift", 1.0),
         )
     check_model(flags, found, model)
     with asked_of_user(about="--skip-blocks"):
@@ -203,6 +203,12 @@ def open_checkpoint(
     # The weights are in the network now; the optimizer's state, twice their size, is not needed.
     found = dataclasses.replace(found, model={}, ema={}, opt={}, regulariser={})
     return Opened(found, network, transport, domain)
+
+
+def recorded(found: Checkpoint, name: str, default: Any) -> Any:
+    """A flag of the checkpoint's run; None stands for one that was not given."""
+    value = found.args.get(name)
+    return default if value is None else value
 
 
 def model_of(flags: SampleFlags, found: Checkpoint) -> models.Denoiser:

@@ -586,6 +586,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, ckpt):
     assert str(tmp_path) in refused("sample", "--ckpt", ckpt, *few, "--out", tmp_path)
 
 
+def test_flags_that_a_checkpoint_records_as_not_given_are_the_defaults(tmp_path, ckpt):
+    content = torch.load(ckpt, weights_only=True)
+    content["args"] |= dict(path_type=None, prediction=None, sample_eps=None, time_shift=None)
+    torch.save(content, tmp_path / "0000042.pt")
+    few = ["--num-sampling-steps", 3, "--sampling-method", "euler"]
+    for number, path in enumerate((ckpt, tmp_path / "0000042.pt")):
+        succeed("sample", "--ckpt", path, *few, "--out", tmp_path / f"{number}.png")
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+
+
 def test_weights_that_are_not_finite_give_no_samples(tmp_path, ckpt):
     content = torch.load(ckpt, weights_only=True)
     content["ema"]["blocks.1.attn.proj.bias"][0] = float("nan")
