@@ -90,7 +90,7 @@ def external(config: TrainConfig, model: Denoiser, domain: Domain) -> tuple[Trai
 def targets_of(asked: str) -> list[tuple[int, str, float]]:
     try:
         found = [(block, folder, float(weight)) for block, folder, weight in literal(asked)]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):  # the last: a whole number beyond floats
         found = []
     sound = all(
         type(block) is int and type(folder) is str and 0 <= weight < math.inf

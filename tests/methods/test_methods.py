@@ -339,6 +339,11 @@ def test_a_card_is_of_the_values_beside_it(features, tmp_path, monkeypatch):
         ("--loss-type external --targets [(1.5,'x',1.0)]", "names no features"),
         ("--loss-type external --targets [(1,'x',-1.0)]", "names no features"),
         ("--loss-type external --targets [(1,'x',1e999)]", "names no features"),
+        pytest.param(
+            f"--loss-type external --targets [(1,'x',1{'0' * 400})]",
+            "names no features",
+            id="targets of a weight beyond floats",
+        ),
         ("--loss-type dispersive --global-batch-size 1", "a micro-batch needs 2 or more"),
         ("--teacher other_image --grad-accum 12", "a micro-batch needs 2 or more"),
         ("--loss-type dispersive --disp-gather --grad-accum 12", "a micro-batch needs 2 or more"),
