@@ -175,7 +175,7 @@ def open_checkpoint(
     model = model_of(flags, found)
     sample_eps = found.args.get("sample_eps") if flags.sample_eps is None else flags.sample_eps
     with asked_of_user():
-        domain = domain_of(flags, found, model)
+        domain = domain_of(flags, found, model, device)
         transport = create_transport(
             flags.path_type or recorded(found, "path_type", "Linear"),
             flags.prediction or recorded(found, "prediction", "velocity"),
@@ -290,9 +290,16 @@ def precision_of(flags: SampleFlags, device: torch.device) -> str:
     return default_precision(device) if flags.tf32 else "fp32"
 
 
-def domain_of(flags: SampleFlags, found: Checkpoint, model: models.Denoiser) -> domains.Domain:
+def domain_of(
+    flags: SampleFlags, found: Checkpoint, model: models.Denoiser,
+    device: torch.device | str = "cpu",
+) -> domains.Domain:  # fmt: skip
     """The domain that the checkpoint was trained on, as far as it says; public files say nothing of
-    their data, and are taken as ImageNet in Stable Diffusion latents."""
+    their data, and are taken as ImageNet in Stable Diffusion latents.
+
+    Args:
+        device: where captions are encoded.
+    """
     args, (channels, *axes) = found.args, (model.in_channels, *model.config["input_size"])
     name = flags.dataset_name or args.get("dataset_name")
     size = flags.image_size or args.get("image_size")
@@ -307,6 +314,7 @@ def domain_of(flags: SampleFlags, found: Checkpoint, model: models.Denoiser) -> 
         num_frames=args.get("num_frames"),
         frame_stride=args.get("frame_stride"),
         cache_dir=flags.cache_dir,
+        device=device,
     )
     if tuple(domain.shape) != (channels, *axes):
         raise InputError(

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from runtime.errors import InputError
 
 from . import (
@@ -197,6 +199,7 @@ def build(
     data_path: str | None = None,
     cache_dir: str | None = None,
     skip_corrupt: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Domain:
     """The domain of a data set; None stands for the data set's default.
 
@@ -204,6 +207,7 @@ def build(
         image_size: of videos in pixels (--vae none) height and width, too.
         pretrained: a pipeline of diffusers whose network is to be trained: of data with texts, its
             VAE, unless latents are stored, and its text encoder are the default.
+        device: where captions are encoded.
 
     Opens neither images nor VAE weights: they open, and may be refused, when first asked for. A
     folder of latents is read as far as it says what is in it, and a --vae that is not the one it
@@ -221,6 +225,8 @@ def build(
         num_classes=num_classes, vae=vae, text_encoder=text_encoder, num_frames=num_frames,
         frame_stride=frame_stride,
     )  # fmt: skip
+    if "text_encoder" in row.defaults:
+        given["device"] = device
     if stored:
         return stored(
             dataset_name, **given, defaults=row.defaults | row.fixed, pretrained=pretrained,

@@ -120,7 +120,7 @@ class CaptionedFolder:
 def captioned(
     name: str, *, image_size: int | None, num_classes: int | None, vae: str, text_encoder: str,
     num_frames: int, frame_stride: int, fps: int, holds: bool, data_path: str | None,
-    cache_dir: str | None, skip_corrupt: bool, **_,
+    cache_dir: str | None, skip_corrupt: bool, device: torch.device | str, **_,
 ) -> "CaptionedVideoDomain":  # fmt: skip
     """The domain of files.
 
@@ -139,7 +139,9 @@ def captioned(
         cache_dir=cache_dir, skip_corrupt=skip_corrupt,
     )  # fmt: skip
     cut = Cut(num_frames, frame_stride, size, holds=holds)
-    return CaptionedVideoDomain.create(name, source, cut, fps, num_classes, text_encoder, cache_dir)
+    return CaptionedVideoDomain.create(
+        name, source, cut, fps, num_classes, text_encoder, cache_dir, device
+    )
 
 
 @dataclass(frozen=True)
@@ -149,18 +151,19 @@ class CaptionedVideoDomain(ClipDomain):
     source: CaptionedSource
     text_encoder: str = NONE
     cache_dir: str | None = None
+    device: torch.device | str = "cpu"  # of the text encoder
 
     @classmethod
     def create(
         cls, name: str, source: CaptionedSource, cut: Cut, fps: int, num_classes: int | None,
-        text_encoder: str, cache_dir: str | None,
+        text_encoder: str, cache_dir: str | None, device: torch.device | str,
     ) -> "CaptionedVideoDomain":  # fmt: skip
         if num_classes:
             raise InputError(f"--num-classes {num_classes}: {name} has captions, not classes")
         raw_shape = (3, cut.frames, *cut.size)
         return cls(
             name, raw_shape, source.latent_shape, source.vae, source, cut, fps, text_encoder,
-            cache_dir,
+            cache_dir, device,
         )  # fmt: skip
 
     @property
@@ -176,7 +179,7 @@ class CaptionedVideoDomain(ClipDomain):
         return width_of(self.text_encoder, self.cache_dir)
 
     def prompts(self, captions: Sequence[str]) -> Prompts:
-        return embedded([NOTHING, *captions], self.text_encoder, self.cache_dir)
+        return embedded([NOTHING, *captions], self.text_encoder, self.cache_dir, self.device)
 
     def train_set(self, *, augment: bool = True) -> CaptionedClips:
         return self.clips(held_out=False)
@@ -250,7 +253,7 @@ class CaptionedVideoDomain(ClipDomain):
     def prompted(self, prompts: Sequence[str], frames: int | None) -> Condition:
         if frames not in (None, self.num_frames):
             raise InputError(f"--num-frames {frames}: the model makes {self.num_frames}")
-        encoder = PromptEncoder.load(self.text_encoder, self.cache_dir)
+        encoder = PromptEncoder.load(self.text_encoder, self.cache_dir, self.device)
         *texts, null = encoder([*prompts, NOTHING])
         return conditioned(texts, null, "cpu")
 

@@ -220,7 +220,7 @@ def captioned(
     name: str, *, data_path: str, defaults: dict[str, Any], pretrained: str | None = None,
     image_size: int | None = None, num_classes: int | None = None, vae: str | None = None,
     text_encoder: str = NONE, num_frames: int | None = None, frame_stride: int | None = None,
-    cache_dir: str | None = None, **_,
+    cache_dir: str | None = None, device: torch.device | str = "cpu", **_,
 ) -> CaptionedVideoDomain:  # fmt: skip
     """The domain of a store.
 
@@ -245,7 +245,7 @@ def captioned(
         )
     check_network(pretrained, encoding, called, cache_dir)
     return CaptionedVideoDomain.create(
-        name, source, encoding.cut, defaults["fps"], num_classes, text_encoder, cache_dir
+        name, source, encoding.cut, defaults["fps"], num_classes, text_encoder, cache_dir, device
     )
 
 

@@ -97,11 +97,12 @@ class MotionDomain(Domain):
     text_encoder: str = NONE
     data_path: str | None = None
     cache_dir: str | None = None
+    device: torch.device | str = "cpu"  # of the text encoder
 
     @classmethod
     def create(
         cls, name: str, *, image_size: int, num_classes: int | None, vae: str, text_encoder: str,
-        data_path: str | None, cache_dir: str | None, **_,
+        data_path: str | None, cache_dir: str | None, device: torch.device | str, **_,
     ) -> "MotionDomain":  # fmt: skip
         """
         Args:
@@ -120,7 +121,7 @@ class MotionDomain(Domain):
                 f"of {UNIT}"
             )
         shape = (WIDTH, image_size)
-        return cls(name, shape, shape, vae, text_encoder, data_path, cache_dir)
+        return cls(name, shape, shape, vae, text_encoder, data_path, cache_dir, device)
 
     @cached_property
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +159,7 @@ class MotionDomain(Domain):
         if not self.text_width:
             return None
         texts = [caption.text for caption in clips.captions]
-        return embedded(texts, self.text_encoder, self.cache_dir)
+        return embedded(texts, self.text_encoder, self.cache_dir, self.device)
 
     def train_set(self, *, augment: bool = True) -> Motions:
         clips = humanml3d.read_clips(self.data_path, "train")
@@ -237,7 +238,7 @@ class MotionDomain(Domain):
             raise InputError(f"--prompts: the model was trained with --text-encoder {NONE}")
         if frames is not None and frames > canvas:
             raise InputError(f"--num-frames {frames}: the model has {canvas} or fewer")
-        vectors = TextEncoder.load(self.text_encoder, self.cache_dir, "cpu")(prompts)
+        vectors = TextEncoder.load(self.text_encoder, self.cache_dir, self.device)(prompts)
         return self.conditioned(vectors, [frames or canvas] * len(prompts), "cpu")
 
     def conditioned(

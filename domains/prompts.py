@@ -69,13 +69,13 @@ def check_parts(config: dict) -> None:
 
 
 class PromptEncoder:
-    """A pipeline's own `encode_prompt`, on a GPU where there is one."""
+    """A pipeline's own `encode_prompt`."""
 
     def __init__(self, pipeline, tokens: int) -> None:
         self.pipeline, self.tokens = pipeline, tokens
 
     @classmethod
-    def load(cls, name: str, cache_dir: str | None) -> "PromptEncoder":
+    def load(cls, name: str, cache_dir: str | None, device: torch.device | str) -> "PromptEncoder":
         """
         Raises:
             InputError: not to be had here, or another pipeline's.
@@ -98,7 +98,7 @@ class PromptEncoder:
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
             raise absent(name, error) from error
-        return cls(pipeline.to("cuda" if torch.cuda.is_available() else "cpu"), tokens)
+        return cls(pipeline.to(device), tokens)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> list[Tensor]:
@@ -160,9 +160,11 @@ class Prompts:
             file.write(save({"vectors": torch.cat(vectors), "starts": starts}))
 
 
-def embedded(texts: Sequence[str], name: str, cache_dir: str | None) -> Prompts:
-    """The vectors of captions, encoded once and kept in `cache_dir`; of several processes each
-    encodes what no other is at.
+def embedded(
+    texts: Sequence[str], name: str, cache_dir: str | None, device: torch.device | str
+) -> Prompts:
+    """The vectors of captions, encoded once on `device` and kept in `cache_dir`; of several
+    processes each encodes what no other is at.
 
     Raises:
         InputError: no such encoder here.
@@ -178,7 +180,7 @@ def embedded(texts: Sequence[str], name: str, cache_dir: str | None) -> Prompts:
         for path in tqdm(missing, unit="file", desc="captions", disable=waits or len(missing) < 2):
             with locked(path.with_suffix(".lock"), f"--cache-dir {cache_dir}", waits=waits) as mine:
                 if mine and not path.exists():
-                    encoder = encoder or PromptEncoder.load(name, cache_dir)
+                    encoder = encoder or PromptEncoder.load(name, cache_dir, device)
                     found.write(path, encoder)
     return found
 

@@ -101,8 +101,10 @@ class TextEncoder:
         return torch.cat(found)
 
 
-def embedded(texts: Sequence[str], name: str, cache_dir: str | None) -> Tensor:
-    """The vectors of captions (N, W), encoded once and kept in `cache_dir`.
+def embedded(
+    texts: Sequence[str], name: str, cache_dir: str | None, device: torch.device | str
+) -> Tensor:
+    """The vectors of captions (N, W), encoded once on `device` and kept in `cache_dir`.
 
     Of several processes the first encodes, and the others wait for its file.
 
@@ -117,7 +119,6 @@ def embedded(texts: Sequence[str], name: str, cache_dir: str | None) -> Tensor:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock"), f"--cache-dir {cache_dir}", waits=True):
         if not path.exists():
-            device = "cuda" if torch.cuda.is_available() else "cpu"
             vectors = TextEncoder.load(name, cache_dir, device)(texts)
             with atomic_write(path) as file:
                 file.write(save({"vectors": vectors.contiguous()}))

@@ -10,8 +10,9 @@ import torch
 pytest.importorskip("transformers")
 
 import domains
+import sample
 import training
-from runtime.config import TrainConfig, parse
+from runtime.config import SampleFlags, TrainConfig, parse
 from runtime.distributed import Ranks
 from runtime.presets import PRESETS
 from tests.commands import assert_same_state, checkpoint_of, launched, refused, succeed
@@ -82,6 +83,18 @@ def first_step(flags, folder, *words):
     succeed("train", *flags, "--max-steps", 1, "--dropout", 0, *words, "--results-dir", folder)
     (log,) = folder.glob("*/log.jsonl")
     return json.loads(log.read_text().splitlines()[0])
+
+
+def test_captions_are_encoded_where_the_command_computes(flags, data, run):
+    here, elsewhere = torch.device("cpu"), torch.device("meta")
+    config = parse(TrainConfig, PRESETS, list(map(str, flags)))
+    _, domain, *_ = training.build(config, elsewhere)
+    assert domain.device == elsewhere
+    asked = SampleFlags(ckpt=str(run), data_path=str(data[1]), compile="off")
+    opened = sample.open_checkpoint(asked, here)
+    assert opened.domain.device == here
+    domain = sample.domain_of(asked, opened.checkpoint, opened.network.model, elsewhere)
+    assert domain.device == elsewhere
 
 
 def test_padding_enters_neither_loss_nor_cosine(flags):

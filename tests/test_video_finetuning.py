@@ -111,7 +111,7 @@ def test_the_pipeline_with_the_exported_adapters_draws_the_samples_of_our_model(
     assert "load_lora_weights" in said.out
     stored = checkpoint_of(runs[kind].folder.parent, 3)
     model = models.load(stored["ema"], stored["architecture"] | {"bf16": False})
-    encoder = PromptEncoder.load(str(folders[kind]), None)
+    encoder = PromptEncoder.load(str(folders[kind]), None, "cpu")
     cond = {
         name: torch.cat(
             [one[None], one.new_zeros(1, model.text_tokens - len(one), one.shape[1])], 1
@@ -208,7 +208,7 @@ def test_captions_are_embedded_once_as_the_pipeline_does(kind, folders, tmp_path
     import diffusers
 
     texts = sorted(set(CAPTIONS["train"]))
-    found = embedded(texts, str(folders[kind]), str(tmp_path))
+    found = embedded(texts, str(folders[kind]), str(tmp_path), "cpu")
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         folders[kind], torch_dtype=torch.bfloat16
     )
@@ -224,7 +224,7 @@ def test_captions_are_embedded_once_as_the_pipeline_does(kind, folders, tmp_path
         assert len(ours) == (len(text.split()) + 1 if kind == "Wan2.1" else length)
     (path,) = tmp_path.glob("prompts-*/*.safetensors")
     before = path.stat().st_mtime_ns
-    embedded(texts[::-1], str(folders[kind]), str(tmp_path))
+    embedded(texts[::-1], str(folders[kind]), str(tmp_path), "cpu")
     assert path.stat().st_mtime_ns == before
 
 
@@ -238,11 +238,33 @@ def test_a_damaged_cache_of_captions_is_one_sentence_to_whoever_draws_samples(ru
     assert f"{path} is damaged" in said and "delete it, and it is made anew" in said
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_captions_are_encoded_on_the_device_that_is_asked_for(
+    folders, data, tmp_path, monkeypatch, device
+):
+    """Whatever else there is: "meta" stands for one that is not the CPU."""
+    devices = []
+
+    def encode(encoder, texts):
+        devices.append(encoder.pipeline.device.type)
+        return [torch.ones(1, WIDTH, dtype=torch.bfloat16) for _ in texts]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(PromptEncoder, "__call__", encode)
+    domain = domains.build(
+        "ssv2", data_path=str(data[1]), cache_dir=str(tmp_path), image_size=48, num_frames=9,
+        pretrained=str(folders["Wan2.1"]), device=device,
+    )  # fmt: skip
+    domain.condition(torch.tensor([0]))
+    domain.prompted(["pushing a cup"], None)
+    assert devices == [device] * 2
+
+
 def test_captions_whose_file_fails_in_passing_are_read_again(folders, tmp_path, monkeypatch):
     import safetensors
 
     text, opens = "pushing a cup", []
-    found = embedded([text], str(folders["Wan2.1"]), str(tmp_path))
+    found = embedded([text], str(folders["Wan2.1"]), str(tmp_path), "cpu")
     whole, opened = found[text], safetensors.safe_open
 
     def fails_once(*asked):
@@ -260,7 +282,7 @@ def test_cogvideox_reads_the_sentencepiece_tokenizer_that_is_published(folders, 
     pytest.importorskip("sentencepiece")
     folder = shutil.copytree(folders["CogVideoX"], tmp_path / "CogVideoX")
     give_sentencepiece(folder)
-    encoder = PromptEncoder.load(str(folder), None)
+    encoder = PromptEncoder.load(str(folder), None, "cpu")
     one, other, null = encoder(["pushing a cup", "holding a box", ""])
     assert one.shape == other.shape == null.shape == (226, WIDTH)
     assert not torch.equal(one, other) and not torch.equal(one, null)

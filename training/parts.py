@@ -35,7 +35,7 @@ def build(
         config.dataset_name, data_path=config.data_path, image_size=config.image_size,
         num_classes=config.num_classes, vae=config.vae, text_encoder=config.text_encoder,
         num_frames=config.num_frames, frame_stride=config.frame_stride, pretrained=pretrained,
-        cache_dir=config.cache_dir, skip_corrupt=config.skip_corrupt,
+        cache_dir=config.cache_dir, skip_corrupt=config.skip_corrupt, device=device,
     )  # fmt: skip
     config = dataclasses.replace(
         config,

@@ -166,23 +166,42 @@ def test_a_third_of_clips_is_shown_shorter_as_in_the_published_loader(root):
 
 def test_captions_are_encoded_once_and_found_again(root, clip, tmp_path):
     texts = ["a person walks", "a person jumps fast"]
-    first = embedded(texts, str(clip), str(tmp_path))
+    first = embedded(texts, str(clip), str(tmp_path), "cpu")
     (file,) = tmp_path.glob("captions-*.safetensors")
     before = file.stat().st_mtime_ns
-    assert torch.equal(embedded(texts, str(clip), str(tmp_path)), first)
+    assert torch.equal(embedded(texts, str(clip), str(tmp_path), "cpu"), first)
     assert file.stat().st_mtime_ns == before
-    embedded([*texts, "another"], str(clip), str(tmp_path))
+    embedded([*texts, "another"], str(clip), str(tmp_path), "cpu")
     assert len(list(tmp_path.glob("captions-*.safetensors"))) == 2
     file.write_bytes(b"rest of a file")
     with pytest.raises(InputError, match="is damaged .* delete it, and it is made anew"):
-        embedded(texts, str(clip), str(tmp_path))
+        embedded(texts, str(clip), str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_captions_are_encoded_on_the_device_that_is_asked_for(
+    root, clip, tmp_path, monkeypatch, device
+):
+    """Whatever else there is: "meta" stands for one that is not the CPU."""
+    devices = []
+
+    def encode(encoder, texts):
+        devices.append(encoder.model.device.type)
+        return torch.zeros(len(texts), 12)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(TextEncoder, "__call__", encode)
+    domain = domain_of(root, clip, cache_dir=str(tmp_path), device=device)
+    domain.held_out_set()
+    domain.prompted(["a person walks"], None)
+    assert devices == [device] * 2
 
 
 def test_captions_whose_file_fails_in_passing_are_read_again(clip, tmp_path, monkeypatch):
     from safetensors import torch as library
 
     texts, reads = ["a person walks"], []
-    whole, read = embedded(texts, str(clip), str(tmp_path)), library.load_file
+    whole, read = embedded(texts, str(clip), str(tmp_path), "cpu"), library.load_file
 
     def fails_once(path):
         reads.append(path)
@@ -192,7 +211,7 @@ def test_captions_whose_file_fails_in_passing_are_read_again(clip, tmp_path, mon
 
     monkeypatch.setattr(files, "PAUSES", (0.0,))
     monkeypatch.setattr(library, "load_file", fails_once)
-    assert torch.equal(embedded(texts, str(clip), str(tmp_path)), whole) and len(reads) == 2
+    assert torch.equal(embedded(texts, str(clip), str(tmp_path), "cpu"), whole) and len(reads) == 2
 
 
 def test_texts_are_clips_own_features_whatever_they_are_batched_with(clip):
