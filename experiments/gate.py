@@ -9,16 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import domains
 from domains.codecs import PIXELS
 from evaluations.features import Study, StudyFlags
 from evaluations.metrics import mean_interval
 from evaluations.suggest_pairs import WORTH, Pair, measured, qualities
 from layersync import admissible_pairs
-from runtime import checkpoint
-from runtime.distributed import Ranks
+from runtime import checkpoint, distributed
 from runtime.entry import run
 from runtime.errors import InputError
 from runtime.files import write_json
@@ -172,16 +169,18 @@ def verdict_on(gap: bool | None, control: bool | None) -> str:
 
 
 def probes_of(folder: Path, pair: tuple[int, int]) -> dict[str, Any]:
-    """Accuracy of a ridge probe on every block's mean token, at a quarter of a run's training."""
+    """Accuracy of a ridge probe on every block's mean token, at a quarter of a run's training; on
+    the CPU if the run was, else on a GPU where there is one: Slurm's runs had theirs elsewhere."""
     (trained,) = checkpoint.runs(folder)
     path = checkpoint.files_of(trained)[0]
     args = checkpoint.read(path).args
     flags = StudyFlags(
         ckpt=str(path), data=args["dataset_name"], data_path=args["data_path"], noise=NOISE,
         weights="model",  # the EMA of a short run is still near the start
-        num_workers=0, device="cpu",
+        num_workers=0, device="cpu" if args["device"] == "cpu" else "auto",
     )  # fmt: skip
-    blocks, tested = qualities(Study(flags, Ranks(0, 1, torch.device("cpu"))), PROBED)
+    ranks = distributed.start_alone("experiments.gate", flags.device)
+    blocks, tested = qualities(Study(flags, ranks), PROBED)
     student, teacher = pair
     return {
         "run": folder.name, "step": int(path.stem), "blocks": blocks, "tested": tested,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from experiments import gate
 from tests.commands import succeed
@@ -24,6 +25,23 @@ def test_the_gate_on_digits_from_an_empty_folder(tmp_path):
         found["positive_control_helps"] is None
         and "(3 or more) and images: not decided" in done.out
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "device"),
+    [("cpu", 1, "cpu"), ("cuda", 1, "cuda"), ("auto", 1, "cuda"), ("cuda", 0, "cpu")],
+)
+def test_probes_are_measured_on_the_device_of_the_sweep(tmp_path, monkeypatch, asked, gpus, device):
+    """The last one was submitted to Slurm from a machine without a GPU."""
+    path = tmp_path / "000-SiT-Ti-4-vanilla" / "checkpoints" / "0000001.pt"
+    path.parent.mkdir(parents=True)
+    args = {"dataset_name": "digits", "data_path": None, "device": asked}
+    torch.save({"ema": {"x": torch.zeros(1)}, "args": args}, path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(gate, "Study", lambda flags, ranks: ranks.device.type)
+    monkeypatch.setattr(gate, "qualities", lambda study, most: ([0.1, 0.2], study))
+    assert gate.probes_of(tmp_path, (1, 2))["tested"] == device
 
 
 @pytest.mark.parametrize(
