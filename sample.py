@@ -193,7 +193,7 @@ def open_checkpoint(
     domain.codec.to(device)
     check_codec(flags, found, domain)
     precision = precision_of(flags, device)
-    model = model.to(device)
+    model = model.to(device).requires_grad_(False)  # the likelihood's gradients are of x alone
     if not model.own_precision:
         cast_products(model, precision)
     if compiles(flags.compile, device) == "on":

@@ -19,8 +19,10 @@ import torch
 from PIL import Image
 
 import models
+import sample
 import sample_ddp
 from runtime import checkpoint
+from runtime.config import SampleFlags
 from runtime.random import SampleStreams
 from tests.commands import ROOT, call, launch, launched, refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, picture_folder
@@ -343,6 +345,25 @@ def test_likelihood_is_of_real_images(tmp_path, ckpt):
     np.testing.assert_allclose(bits, -content["log_density"] / (64 * np.log(2)), rtol=1e-5)
     assert card["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-6)
     assert "bits per dimension" in result.out
+
+
+def test_the_likelihood_keeps_nothing_for_gradients_of_the_weights(ckpt):
+    flags = SampleFlags(ckpt=str(ckpt), compile="off")
+    opened = sample.open_checkpoint(flags, torch.device("cpu"))
+
+    def kept():
+        sizes = []
+        x = torch.zeros(2, *opened.domain.shape, requires_grad=True)
+        keep = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+        )
+        with keep:
+            opened.network(x, torch.full((2,), 0.5), y=torch.zeros(2, dtype=torch.int64))
+        return sum(sizes)
+
+    of_x = kept()
+    opened.network.requires_grad_(True)
+    assert 0 < of_x < 0.8 * kept()
 
 
 def test_the_likelihood_is_of_the_folder_that_the_run_was_trained_on(tmp_path, perturb):
