@@ -25,7 +25,7 @@ from runtime.config import NpzFlags, NpzODE, NpzSDE
 from runtime.entry import asked_of_user, run
 from runtime.precision import Arithmetic, cast_products, compiles
 from runtime.random import LegacyStreams, SampleStreams, generator
-from sample import Network, Opened
+from sampling import Network, Opened
 from transport import create_transport
 
 

@@ -24,7 +24,7 @@ from runtime.errors import InputError
 from runtime.files import write_json
 from runtime.random import SampleStreams
 from runtime.text import columns
-from sample import Opened, open_checkpoint
+from sampling import Opened, open_checkpoint
 
 
 @dataclass(frozen=True)

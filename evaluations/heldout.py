@@ -26,7 +26,7 @@ from runtime.errors import InputError
 from runtime.files import write_json
 from runtime.random import generator
 from runtime.text import columns
-from sample import Opened, open_checkpoint, with_data
+from sampling import Opened, open_checkpoint, with_data
 
 
 @dataclass(frozen=True)

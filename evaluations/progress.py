@@ -23,7 +23,7 @@ from runtime.entry import run, speaks
 from runtime.errors import InputError
 from runtime.files import write_json
 from runtime.text import columns
-from sample import domain_of
+from sampling import domain_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from runtime import checkpoint, distributed
 from runtime.config import GridODE
 from runtime.entry import run
 from runtime.random import SampleStreams
-from sample import open_checkpoint
+from sampling import open_checkpoint
 from transport import PROTOCOLS
 
 from . import table

@@ -182,7 +182,7 @@ def test_pairs_are_suggested_by_the_labels_of_music(run, bands, tmp_path, pertur
 
 def test_guidance_drops_all_labels(run):
     from runtime.config import SampleFlags
-    from sample import open_checkpoint
+    from sampling import open_checkpoint
 
     opened = open_checkpoint(SampleFlags(ckpt=str(run), compile="off"), torch.device("cpu"))
     y = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0]])

@@ -23,7 +23,7 @@ from encode import agreed
 from runtime.checkpoint import Checkpoint
 from runtime.config import SampleFlags
 from runtime.errors import InputError
-from sample import with_data
+from sampling import with_data
 from tests.commands import (
     ROOT,
     assert_same_state,

@@ -32,16 +32,17 @@ MAY_IMPORT = {
     "runtime": set(),
     "transport": {"layersync"},
     "domains": {"runtime"},
-    "evaluations": {"domains", "models", "transport", "layersync", "runtime", "sample"},
+    "evaluations": {"domains", "models", "transport", "layersync", "runtime", "sampling"},
+    "sampling": {"domains", "models", "transport", "runtime"},
     "methods": {"domains", "models", "layersync", "runtime", "evaluations"},
     "training": {"domains", "methods", "models", "transport", "runtime"},
     "benchmarks": {
         "domains", "models", "transport", "layersync", "runtime", "evaluations", "methods",
-        "training", "sample",
+        "training", "sampling",
     },
     "experiments": {
         "domains", "models", "transport", "layersync", "runtime", "evaluations", "methods",
-        "training", "sample",
+        "training", "sampling",
     },
 }  # fmt: skip
 COMMANDS = (

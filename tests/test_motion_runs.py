@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers")
 
 import domains
-import sample
+import sampling
 import training
 from runtime.config import SampleFlags, TrainConfig, parse
 from runtime.distributed import Ranks
@@ -91,9 +91,9 @@ def test_captions_are_encoded_where_the_command_computes(flags, data, run):
     _, domain, *_ = training.build(config, elsewhere)
     assert domain.device == elsewhere
     asked = SampleFlags(ckpt=str(run), data_path=str(data[1]), compile="off")
-    opened = sample.open_checkpoint(asked, here)
+    opened = sampling.open_checkpoint(asked, here)
     assert opened.domain.device == here
-    domain = sample.domain_of(asked, opened.checkpoint, opened.network.model, elsewhere)
+    domain = sampling.domain_of(asked, opened.checkpoint, opened.network.model, elsewhere)
     assert domain.device == elsewhere
 
 

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 import models
-import sample
 import sample_ddp
+import sampling
 from runtime import checkpoint
 from runtime.config import SampleFlags
 from runtime.random import SampleStreams
@@ -349,7 +349,7 @@ def test_likelihood_is_of_real_images(tmp_path, ckpt):
 
 def test_the_likelihood_keeps_nothing_for_gradients_of_the_weights(ckpt):
     flags = SampleFlags(ckpt=str(ckpt), compile="off")
-    opened = sample.open_checkpoint(flags, torch.device("cpu"))
+    opened = sampling.open_checkpoint(flags, torch.device("cpu"))
 
     def kept():
         sizes = []

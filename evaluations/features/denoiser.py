@@ -11,7 +11,7 @@ from domains import Batch, Condition
 from domains.codecs import fingerprint
 from runtime.errors import InputError
 from runtime.random import SampleStreams, seed_of
-from sample import Opened
+from sampling import Opened
 
 from .subject import Subject, chosen_blocks
 

@@ -19,7 +19,7 @@ from evaluations.extractors.vit import VisionTransformer
 from runtime.config import BlockNumbers, SampleFlags
 from runtime.distributed import Ranks
 from runtime.errors import InputError
-from sample import open_checkpoint, with_data
+from sampling import open_checkpoint, with_data
 
 from .denoiser import Denoiser, View
 from .encoder import Encoder

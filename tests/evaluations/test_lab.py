@@ -15,7 +15,7 @@ from domains import Batch
 from domains.reading import chosen
 from evaluations.features.study import home
 from runtime.config import SampleFlags
-from sample import open_checkpoint
+from sampling import open_checkpoint
 from tests.commands import call, refused, succeed
 from tests.evaluations.lab import DIGITS, digits_run, picture_folder, save_checkpoint
 

@@ -8,7 +8,7 @@ from domains import Draws
 from evaluations.features import CLEAN, Denoiser, View
 from runtime.config import SampleFlags
 from runtime.errors import InputError
-from sample import open_checkpoint
+from sampling import open_checkpoint
 from tests.evaluations.lab import digits_run
 
 CPU = torch.device("cpu")

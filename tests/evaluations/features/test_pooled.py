@@ -14,7 +14,7 @@ from evaluations.features import Denoiser, Modules, Reading, View, pooled
 from runtime.config import SampleFlags
 from runtime.distributed import Ranks
 from runtime.errors import LocalError
-from sample import open_checkpoint
+from sampling import open_checkpoint
 from tests.commands import ROOT, launched, refused, succeed
 from tests.evaluations.lab import digits_run
 
@@ -169,7 +169,7 @@ from pathlib import Path
 from evaluations.features import Denoiser, Reading, pooled
 from runtime.config import SampleFlags
 from runtime.distributed import Ranks
-from sample import open_checkpoint
+from sampling import open_checkpoint
 from tests.evaluations.lab import Noise
 cpu = torch.device("cpu")
 subject = Denoiser(open_checkpoint(SampleFlags(ckpt=sys.argv[1], compile="off"), cpu))
