@@ -91,7 +91,7 @@ def fingerprint_of(images: DataSet) -> str:
     first = images.__getitems__(Draws.plain(range(min(TELLING, len(images))))).checked()
     digest = hashlib.sha256(f"{len(images)} {tuple(first.raw.shape)}".encode())
     for part in (first.raw, first.y):
-        digest.update(part.contiguous().numpy())
+        digest.update(part.contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -148,7 +148,7 @@ class Domain(ABC):
     @property
     def data_set(self) -> str | None:
         """SHA-256 of what tells the samples to train on from others, which it opens; None: latents
-        stand in for them, and do not say what they were made of."""
+        stand in for them, and what is recorded is of held-out samples, too, or nothing."""
         return None if self.stored_in else fingerprint_of(self.train_set(augment=False))
 
     @property

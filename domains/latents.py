@@ -2,6 +2,7 @@
 
 What is in a folder, and how it is read, is a `LatentSource`: see image_store.py and foreign.py."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -212,6 +213,7 @@ class Synthetic:
     num_classes = 1000
     mirrors = False
     decodes = False
+    made_of = None
     distinct = 1024  # moments in memory; index i is number i modulo this
 
     def __init__(self, data_path: None, image_size: int | None) -> None:
@@ -232,6 +234,9 @@ class Synthetic:
 
     def __len__(self) -> int:
         return 1_281_167
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.called} {self.shape}".encode()).hexdigest()
 
     def gather(self, index: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.moments[index % self.distinct], index % self.num_classes

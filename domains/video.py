@@ -226,12 +226,17 @@ class VideoFiles:
         )
         return dataclasses.replace(self, paths=paths, labels=labels)
 
-    def digest(self):
-        """SHA-256 of names below the root, sizes and classes."""
+    def named(self):
+        """SHA-256 of names below the root and sizes."""
         paths = self.paths.tolist()
         names = [os.path.relpath(path, os.fsencode(self.root)) for path in paths]
         digest = hashlib.sha256(b"\n".join(names))
         digest.update(np.array([os.stat(path).st_size for path in paths]).tobytes())
+        return digest
+
+    def digest(self):
+        """Of classes, too."""
+        digest = self.named()
         digest.update(self.labels.tobytes())
         return digest
 
@@ -413,6 +418,13 @@ class ClipDomain(Domain):
     @property
     def stored_in(self) -> str | None:
         return self.source.stored_in
+
+    @property
+    def data_set(self) -> str | None:
+        """Of the videos, however they are cut and labeled."""
+        if self.stored_in:
+            return None
+        return self.train_set(augment=False).source.named().hexdigest()
 
     def arrays(self, raw: Tensor) -> np.ndarray:
         """uint8 (B, T, H, W, C)."""

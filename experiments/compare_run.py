@@ -131,7 +131,7 @@ def nearest(here: Seen, references: dict[str, list[Result]]) -> str:
         )
     seen = {name: runs_of(name, references, Path()) for name in references}
     alike = {
-        name: len(differing(here, runs, TRAINING))
+        name: likeness(here, runs[0], references[name][0].record)
         for name, runs in seen.items()
         if not differing(here, runs, MEANING | {"loss_type"})
     }
@@ -140,7 +140,21 @@ def nearest(here: Seen, references: dict[str, list[Result]]) -> str:
             "--against is missing, and no reference is of this run's data and --loss-type: name "
             "runs of yours"
         )
-    return min(alike, key=lambda name: (alike[name], "/" in name))
+    return min(alike, key=alike.get)
+
+
+def likeness(here: Seen, there: Seen, record: dict[str, Any]) -> tuple[float, ...]:
+    """How unlike they are, by rank: flags that differ, flags of which one side says nothing, how
+    many times as long the longer one is. A reference's flags are those of its command, where a
+    run's own have the defaults filled in: its pair is its record's."""
+    student, teacher = record.get("pair") or (None, None)
+    flags = {"encoder_depth": student, "gt_encoder_depth": teacher}
+    flags |= {name: value for name, value in there.flags.items() if value is not None}
+    said = [(here.flags.get(name), flags.get(name)) for name in TRAINING]
+    apart = sum(None not in pair and pair[0] != pair[1] for pair in said)
+    open_ = sum((pair[0] is None) != (pair[1] is None) for pair in said)
+    steps = [here.flags.get("max_steps") or here.log[-1]["step"], record["max_steps"]]
+    return apart, open_, max(steps) / max(1, min(steps))
 
 
 def runs_of(asked: str, references: dict[str, list[Result]], but: Path) -> list[Seen]:

@@ -138,10 +138,9 @@ def paces(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
             continue
         logged = dict.fromkeys(key for one in runs for row in one.log for key in row)
         for score in (key for key in logged if DISTANCE.match(key.removeprefix(SCORED))):
-            if both := curves(baseline, runs, score):
-                steps, first, second = both
-                found = pace(steps, first, second)
-                n = len(first)
+            both = curves(baseline, runs, score)
+            if both and (found := pace(*both)):
+                steps, n = both[0], len(both[1])
                 times = f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f}, n={n})"
                 rows.append([name, score.removeprefix(SCORED), f"{steps[-1]:g}", times])
     speed = "times as fast as the baseline to the same score, 95 % by bootstrap over seeds"

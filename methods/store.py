@@ -43,7 +43,7 @@ class FeatureStore:
         hflip: whether images are mirrored, where the domain does that.
 
     Raises:
-        InputError: no such folder, damaged, or features of other images; tokens of images alone
+        InputError: no such folder, damaged, or features of other samples; tokens of images alone
             for a run that mirrors them.
     """
 
@@ -72,7 +72,7 @@ class FeatureStore:
         images = domain.train_set(augment=hflip)
         if len(images) != self.card.count:
             raise InputError(
-                f"{folder} has features of {self.card.count} images, but --dataset_name "
+                f"{folder} has features of {self.card.count} samples, but --dataset_name "
                 f"{domain.name} has {len(images)}"
             )
         mirrors = getattr(images, "hflip", False)  # sound and motion know no mirror image

@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from runtime.files import fsync_folder
+
+ABANDONED = 24 * 3600  # seconds without a row: the job that made a temporary file was killed
 
 
 class Rows:
@@ -33,12 +36,16 @@ class Rows:
         return self.path.with_name(f".{self.path.name}.{self.attempt}.tmp")
 
     def create(self) -> None:
-        """All its room is taken at once: a full disk is met here, and not in the middle.
+        """All its room is taken at once: a full disk is met here, and not in the middle. What jobs
+        that were killed have left of it is deleted.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        for rest in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            if time.time() - rest.stat().st_mtime > ABANDONED:
+                rest.unlink(missing_ok=True)
         try:
             with open(self.temporary, "wb") as file:
                 header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}

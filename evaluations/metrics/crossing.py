@@ -41,9 +41,12 @@ class Pace(NamedTuple):
     high: float
 
 
-def pace(steps: Sequence[float], baseline: np.ndarray, other: np.ndarray, seed: int = 0) -> Pace:
+def pace(
+    steps: Sequence[float], baseline: np.ndarray, other: np.ndarray, seed: int = 0
+) -> Pace | None:
     """To the worse of both final scores, which both have: where the other one never has the
     baseline's, the baseline is timed to the other's. By the mean curves; the bootstrap draws seeds.
+    None: one of them has it at the first step, so that no more than a bound is known.
 
     Args:
         steps: (S,), rising.
@@ -51,6 +54,9 @@ def pace(steps: Sequence[float], baseline: np.ndarray, other: np.ndarray, seed: 
     """
     random = np.random.default_rng(seed)
     seeds = len(baseline)
+    worst = max(scores.mean(0)[-1] for scores in (baseline, other))
+    if min(scores.mean(0)[0] for scores in (baseline, other)) <= worst:
+        return None
 
     def ratio(chosen: np.ndarray) -> float:
         curves = [scores[chosen].mean(0) for scores in (baseline, other)]

@@ -10,6 +10,7 @@ import torch
 import domains
 from domains import store
 from domains.codecs import VAECodec
+from domains.domain import fingerprint_of
 from domains.image_store import ImageEncoding, MomentStore, content_of
 from domains.order import Draws, GlobalBatches
 from runtime.errors import InputError
@@ -266,6 +267,8 @@ def test_classes_beyond_the_manifest_are_refused(tmp_path, encoding, content):
 
 def test_synthetic_latents_have_the_shape_and_size_of_imagenet_without_any_data():
     domain = domains.build("synthetic")
+    assert domain.data_set is None, "they were made of nothing"
+    assert fingerprint_of(domain.train_set()) == fingerprint_of(domain.train_set(augment=False))
     images = domain.train_set()
     assert domain.shape == (4, 32, 32) and domain.num_classes == 1000
     assert len(images) == 1_281_167 and not images.decodes

@@ -98,6 +98,15 @@ def test_a_frame_is_resized_and_cropped_as_images_are(tmp_path):
     assert grey.shape == (1, 1, 16, 16)
 
 
+def test_features_of_videos_are_of_them_however_they_are_cut_and_labeled(ssv2):
+    def told(**flags):
+        return domains.build("ssv2", data_path=str(ssv2), vae="none", image_size=16, **flags)
+
+    assert told().data_set == told(num_classes=0).data_set == told(num_frames=2).data_set
+    cut = told(num_frames=2).train_set().fingerprint()
+    assert cut != told().train_set().fingerprint(), "but features of clips depend on the cut"
+
+
 def test_videos_of_ssv2_that_are_too_short_hold_their_last_frame(ssv2):
     domain = domains.build("ssv2", data_path=str(ssv2), vae="none", image_size=16)
     assert domain.shape == (3, 33, 16, 16)

@@ -221,21 +221,26 @@ def test_a_run_finds_the_reference_that_is_most_like_it(results, tmp_path):
     (first, second), runs = content["runs"], []
     for name, flags in {
         "a": "--loss-type vanilla", "b": "--loss-type vanilla --lr 0.5", "c": "--reg-weight 0.5",
-        "d": "--loss-type vanilla --dataset_name synthetic",
+        "d": "--loss-type vanilla --dataset_name synthetic", "e": "", "f": "--encoder-depth 3",
+        "g": "",
     }.items():  # fmt: skip
         for run in (first, second):
             commands = [f"python train.py --preset digits {flags} --max-steps 1000"]
             record = run["record"] | {"name": f"digits-{name}", "commands": commands}
+            record |= {"pair": [2, 4], "max_steps": 100 if name == "g" else 1000}
             runs.append(run | {"record": record})
     write_json(results / "table6.json", content | {"runs": runs})
     words = ["--results", results, "--out", tmp_path / "c.png"]
     for number, (flags, expected) in enumerate([
         ({"loss_type": "vanilla"}, "digits-a"), ({"loss_type": "vanilla", "lr": 0.5}, "digits-b"),
-        ({"loss_type": "layer_sync"}, "digits-c"),
+        ({"loss_type": "layer_sync"}, "digits-e"),
+        ({"loss_type": "layer_sync", "reg_weight": 0.2, "encoder_depth": 2}, "digits-e"),
+        ({"loss_type": "layer_sync", "reg_weight": 0.5, "encoder_depth": 2}, "digits-c"),
+        ({"loss_type": "layer_sync", "max_steps": 90}, "digits-g"),
     ]):  # fmt: skip
         run = own_run(tmp_path / f"00{number}-SiT", dataset_name="digits", **flags)
         assert f"on those of {expected}\n" in succeed("experiments.compare_run", run, *words).out
-    other = own_run(tmp_path / "004-SiT", dataset_name="folder", loss_type="vanilla")
+    other = own_run(tmp_path / "009-SiT", dataset_name="folder", loss_type="vanilla")
     said = refused("experiments.compare_run", other, *words)
     assert "no reference is of this run's data and --loss-type" in said
     log = written(tmp_path / "log.jsonl", log_of(falling))

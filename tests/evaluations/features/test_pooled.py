@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import domains
 from domains import Draws
 from evaluations.features import Denoiser, Modules, Reading, View, pooled
+from evaluations.features.rows import ABANDONED, Rows
 from runtime.config import SampleFlags
 from runtime.distributed import Ranks
 from runtime.errors import LocalError
@@ -93,6 +95,15 @@ def test_two_jobs_that_look_at_the_same_time_both_have_whole_features(
     monkeypatch.setattr(subject, "tokens", another_looks_in_the_middle)
     found = look()
     assert np.abs(found.values).max((1, 2)).min() > 0 and not list(tmp_path.glob(".*"))
+
+
+def test_what_a_killed_job_has_left_is_deleted_a_day_later(tmp_path):
+    old, new = tmp_path / ".a.npy.killed.tmp", tmp_path / ".a.npy.running.tmp"
+    for path in (old, new):
+        path.write_bytes(b"rows")
+    os.utime(old, (0, time.time() - 2 * ABANDONED))
+    Rows(tmp_path / "a.npy", "<f2", (3, 2)).create()
+    assert not old.exists() and new.exists()
 
 
 def test_features_that_float16_does_not_hold_are_refused(subject, tmp_path, monkeypatch):

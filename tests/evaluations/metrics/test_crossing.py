@@ -38,6 +38,7 @@ def test_the_slower_of_two_is_timed_by_the_score_that_both_come_to():
     assert pace(STEPS, slow, fast).ratio == pytest.approx(2)
     assert pace(STEPS, fast, slow).ratio == pytest.approx(0.5)
     assert pace(STEPS, slow, slow) == (1, 1, 1)
+    assert pace(STEPS, slow, 0.1 * slow) is None, "no more than a bound is known"
     of_one = pace(STEPS, slow[:1], fast[:1])
     assert of_one.low == of_one.ratio == of_one.high
 
