@@ -131,7 +131,7 @@ def nearest(here: Seen, references: dict[str, list[Result]]) -> str:
         )
     seen = {name: runs_of(name, references, Path()) for name in references}
     alike = {
-        name: likeness(here, runs[0], references[name][0].record)
+        name: unlikeness(here, runs[0], references[name][0].record)
         for name, runs in seen.items()
         if not differing(here, runs, MEANING | {"loss_type"})
     }
@@ -143,7 +143,7 @@ def nearest(here: Seen, references: dict[str, list[Result]]) -> str:
     return min(alike, key=alike.get)
 
 
-def likeness(here: Seen, there: Seen, record: dict[str, Any]) -> tuple[float, ...]:
+def unlikeness(here: Seen, there: Seen, record: dict[str, Any]) -> tuple[float, ...]:
     """How unlike they are, by rank: flags that differ, flags of which one side says nothing, how
     many times as long the longer one is. A reference's flags are those of its command, where a
     run's own have the defaults filled in: its pair is its record's."""
