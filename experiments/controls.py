@@ -20,6 +20,7 @@ def runs(setting: Setting) -> list[Run]:
         layer_sync("reversed", reverse_sync=True),
         layer_sync("teacher-of-another-image", teacher="other_image"),
         layer_sync("random-teacher", teacher="random"),
+        layer_sync("ema-teacher", teacher="ema"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""When the term acts: switched on late, stopped early, decaying (open question 2 of the paper).
+"""When the term acts: from which step, until which (open question 2 of the paper), at which t.
 
 python -m experiments.schedule --preset digits --seeds 0 1 2
 """
@@ -28,6 +28,8 @@ def runs(setting: Setting) -> list[Run]:
             for one in STOPS
         ),
         *(layer_sync(one, reg_schedule=one, reg_schedule_steps=setting.steps) for one in DECAYS),
+        layer_sync("noisier-half", sync_t_high=0.5),
+        layer_sync("cleaner-half", sync_t_low=0.5),
     ]
 
 

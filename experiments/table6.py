@@ -11,7 +11,8 @@ from .rows import layer_sync, vanilla
 from .runs import Run
 from .sweep import Experiment, Setting, sweep
 
-WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7)  # besides 0, which is plain SiT
+# Besides 0, which is plain SiT. The paper's are 0.1 to 0.7.
+WEIGHTS = (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 PAPER = {
     "t6": {
         0: {"fid": 36.19},
@@ -31,7 +32,7 @@ def runs(setting: Setting) -> list[Run]:
     return [
         vanilla(**paper.get(0, {})),
         *(
-            layer_sync(f"weight-{one}", reg_weight=one, paper=paper.get(one), **seen)
+            layer_sync(f"weight-{one:g}", reg_weight=one, paper=paper.get(one), **seen)
             for one in WEIGHTS
         ),
     ]

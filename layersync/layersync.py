@@ -13,7 +13,9 @@ from .similarity import Similarity, cosine
 from .telemetry import statistics
 
 Pair = tuple[int, int]
-TEACHERS = ("own", "other_image", "random")
+ALWAYS = (0.0, 1.0)  # t from noise to data
+TEACHERS = ("own", "ema", "other_image", "random")
+OUTSIDE = ("ema", "random")  # these are other networks, whose blocks the loop hands in
 
 
 class LayerSync(Regulariser):
@@ -30,14 +32,16 @@ class LayerSync(Regulariser):
         similarity: (student, teacher, mask) -> scalar, larger is more alike; (B, N, D) each.
         stop_gradient: False lets the teacher move towards the student too (an ablation).
         reverse: True pulls the deep block towards the shallow one (a negative control).
-        teacher: whose features the target block's are. "own": the image's own; negative controls
-            are "other_image", those of the previous image in the batch, and "random", those of
-            `context.teacher`: the loop hands in a frozen, randomly initialized model where other
-            regularisers are shown the EMA model.
+        teacher: whose features the target block's are. "own": the model's of the same image;
+            "ema": the EMA model's, from `context.teacher` (an ablation; a forward pass more);
+            negative controls are "other_image", those of the previous image in the batch, and
+            "random", for which the loop hands in a frozen, randomly initialized model instead.
+        times: (low, high), an image whose t lies outside counts as 0 (an ablation); t = 1 is data.
 
     Raises:
         ValueError: no pair, what is no pair of whole numbers, a pair whose student is not shallower
-            than its teacher, an unknown teacher, or a weight that is negative or not finite.
+            than its teacher, an unknown teacher, times that are no part of 0 to 1, or a weight that
+            is negative or not finite.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class LayerSync(Regulariser):
         stop_gradient: bool = True,
         reverse: bool = False,
         teacher: str = "own",
+        times: tuple[float, float] = ALWAYS,
     ) -> None:
         super().__init__(weight, schedule)
         try:
@@ -69,21 +74,24 @@ class LayerSync(Regulariser):
                 )
         if teacher not in TEACHERS:
             raise ValueError(f"unknown teacher {teacher!r}: choose from {', '.join(TEACHERS)}")
+        if not 0 <= times[0] < times[1] <= 1:
+            raise ValueError(f"LayerSync times {times}: give (low, high), 0 <= low < high <= 1")
         # (the block that moves, the block that it is drawn towards)
         self.directed = tuple(pair[::-1] if reverse else pair for pair in self.pairs)
         moving, targets = ({numbers[i] for numbers in self.directed} for i in (0, 1))
-        outside = teacher == "random"
+        outside = teacher in OUTSIDE
         self.blocks = tuple(sorted(moving if outside else moving | targets))
         self.teacher_blocks = tuple(sorted(targets)) if outside else ()
         self.similarity = similarity
         self.stop_gradient = stop_gradient
-        self.teacher = teacher
+        self.teacher, self.times = teacher, times
 
     def forward(
         self,
         blocks: Mapping[int, Tensor],
         mask: Tensor | None = None,
         frozen: Mapping[int, Tensor] | None = None,
+        t: Tensor | None = None,
     ) -> Tensor:
         """Loss of one forward pass.
 
@@ -91,14 +99,15 @@ class LayerSync(Regulariser):
             blocks: {number: (B, N, D)}, from `model(..., return_blocks=sync.blocks).blocks` or
                 from `record_blocks`.
             mask: (B, N), true where a token counts; None counts all.
-            frozen: {number: (B, N, D)}, `teacher_blocks` of the random teacher.
+            frozen: {number: (B, N, D)}, `teacher_blocks` of the EMA model or the random one.
+            t: (B,), which `times` needs to know.
 
         Returns:
             A float32 scalar; -1 is full agreement under the cosine.
 
         Raises:
-            ValueError: a block of a pair is missing; features of a pair that differ in shape;
-                another image's features for one image.
+            ValueError: a block of a pair or t is missing; features of a pair that differ in
+                shape; another image's features for one image.
         """
         missing = [number for number in self.blocks if number not in blocks]
         if missing:
@@ -110,9 +119,11 @@ class LayerSync(Regulariser):
             )
         if not set(self.teacher_blocks) <= set(frozen or ()):
             raise ValueError(
-                f"LayerSync was given no features of the random teacher's blocks "
-                f"{self.teacher_blocks}: run a frozen model with return_blocks of them"
+                f"LayerSync was given no features of the {self.teacher} teacher's blocks "
+                f"{self.teacher_blocks}: run that model with return_blocks of them"
             )
+        if self.times != ALWAYS:
+            mask = self.within_times(mask, t, blocks)
         source = frozen if self.teacher_blocks else blocks
         similarities = []
         for moving, target in self.directed:
@@ -124,8 +135,20 @@ class LayerSync(Regulariser):
             similarities.append(self.similarity(blocks[moving], target, counted))
         return -torch.stack(similarities).mean()
 
+    def within_times(
+        self, mask: Tensor | None, t: Tensor | None, blocks: Mapping[int, Tensor]
+    ) -> Tensor:
+        """The tokens (B, N) that count, of images within `times` alone."""
+        if t is None:
+            raise ValueError(
+                f"LayerSync of the times {self.times} was not told the images': give t"
+            )
+        low, high = self.times
+        within = ((t >= low) & (t <= high)).unsqueeze(1)
+        return within.expand(blocks[self.blocks[0]].shape[:2]) if mask is None else mask * within
+
     def penalty(self, context: Context) -> Tensor:
-        return self(context.blocks, context.token_mask, context.teacher)
+        return self(context.blocks, context.token_mask, context.teacher, context.t)
 
     def telemetry(self, context: Context) -> dict[str, Tensor]:
         """`statistics` of every pair, by name and pair."""

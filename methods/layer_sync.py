@@ -14,6 +14,7 @@ from layersync import (
     default_weight,
     trd,
 )
+from layersync.layersync import ALWAYS
 from layersync.similarity import Similarity
 from models import Denoiser
 from runtime.config import TrainConfig
@@ -87,6 +88,7 @@ def synced(
         stop_gradient=config.stop_gradient,
         reverse=config.reverse_sync,
         teacher=config.teacher,
+        times=times_of(config),
     )
     teacher = random_teacher(model, config.global_seed) if config.teacher == "random" else None
     note = NOTE if config.reg_weight and (config.similarity, config.teacher) == PAPERS else None
@@ -118,6 +120,19 @@ def similarity_of(config: TrainConfig, model: Denoiser, domain: Domain) -> Simil
         except ValueError as error:
             raise InputError(f"--trd-pool: {error}") from error
     return partial(trd, frames=frames, margin=config.trd_margin, grid=grid, pool=config.trd_pool)
+
+
+def times_of(config: TrainConfig) -> tuple[float, float]:
+    """
+    Raises:
+        InputError: no time at all, or a pool, which takes all tokens.
+    """
+    low, high = config.sync_t_low, config.sync_t_high
+    if not low < high:
+        raise InputError(f"--sync-t-low {low} leaves no time below --sync-t-high {high}")
+    if (low, high) != ALWAYS and config.trd_pool:
+        raise InputError("--trd-pool takes all images: leave out --sync-t-low and --sync-t-high")
+    return low, high
 
 
 def random_teacher(model: Denoiser, seed: int) -> Denoiser:

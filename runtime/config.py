@@ -101,7 +101,10 @@ class TrainConfig(TransportFlags):
     ] = "cosine"
     trd_margin: float = 0.0  # trd: smaller differences of relations are none (VideoREPA: 0.1)
     trd_pool: tuple[int, ...] = ()  # trd: rows and columns of tokens averaged to one; none: all
-    teacher: Literal["own", "other_image", "random"] = "own"  # whose features; others: controls
+    # whose features: the model's own, the EMA model's (an ablation), or of two controls
+    teacher: Literal["own", "ema", "other_image", "random"] = "own"
+    sync_t_low: float = 0.0  # no term for images at a smaller t (t = 0 noise, t = 1 data)
+    sync_t_high: float = 1.0  # no term for images at a larger t
     # where lengths differ: valid frames, padding too, or also the token of MDM's condition
     sync_tokens: Literal["valid", "padded", "all"] = "valid"
     telemetry_every: int = 0  # steps per look at features and gradient ratio; 0: none
@@ -342,7 +345,7 @@ class NpzDDPM(DDPMFlags, NpzFlags):
 TERM = {"reg_weight", "reg_schedule", "reg_schedule_steps", "reg_start", "telemetry_every"}
 SYNC = TERM | {
     "similarity", "trd_margin", "trd_pool", "teacher", "stop_gradient", "reverse_sync",
-    "sync_tokens",
+    "sync_t_low", "sync_t_high", "sync_tokens",
 }  # fmt: skip
 # The flags of train.py's regulariser groups that each method reads.
 READS: dict[str, set[str]] = {
@@ -373,6 +376,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "image_size": (1, MOST), "num_classes": (0, MOST), "num_workers": (0, 1024),
     "depth": (1, 1000), "hidden_size": (2, 10**6), "num_heads": (1, 10**6),
     "reg_weight": (0, 1e6), "reg_schedule_steps": (0, MOST), "reg_start": (0, MOST),
+    "sync_t_low": (0, 1), "sync_t_high": (0, 1),
     "telemetry_every": (0, MOST), "trd_margin": (0, 2), "disp_tau": (SMALLEST, 1e30),
     "velocity_warmup": (0, MOST), "sra_epoch_steps": (0, MOST),
     "epochs": (1, MOST), "max_steps": (1, MOST), "global_batch_size": (1, MOST),

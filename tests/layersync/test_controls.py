@@ -1,4 +1,4 @@
-"""Negative controls of LayerSync: the same term with a teacher that can teach nothing."""
+"""Controls and ablations of LayerSync: the same term with another teacher, and at some times."""
 
 import pytest
 import torch
@@ -63,11 +63,50 @@ def test_without_the_random_model_there_is_no_loss(student):
 
 
 def test_an_unknown_teacher_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'ema': choose from own, other_image, random"):
-        LayerSync([PAIR], teacher="ema")
+    with pytest.raises(ValueError, match="'dino': choose from own, ema, other_image, random"):
+        LayerSync([PAIR], teacher="dino")
 
 
-@pytest.mark.parametrize("kind", ["own", "other_image", "random"])
+def test_the_ema_models_teacher_sees_the_same_noise_and_stands_behind_no_head(student, teacher):
+    sync = LayerSync([PAIR], teacher="ema")
+    assert sync.blocks == (2,) and sync.teacher_blocks == (5,) and not list(sync.parameters())
+    t = torch.rand(3)
+    assert torch.equal(sync.teacher_time(t, torch.rand(3)), t)
+    loss = sync.penalty(context({2: student}, teacher={5: teacher}))
+    torch.testing.assert_close(loss, -cosine(student, teacher))
+
+
+def test_an_image_outside_the_times_has_no_term_and_one_inside_the_same_as_ever(student, teacher):
+    sync, t = LayerSync([PAIR], times=(0.5, 0.9)), torch.tensor([0.2, 0.5, 0.95])
+    blocks = {2: student, 5: teacher}
+    loss = sync.penalty(context(blocks, t=t))
+    torch.testing.assert_close(loss, -cosine(student[1:2], teacher[1:2]) / 3)
+    found, whole = gradient(loss, student), gradient(LayerSync([PAIR])(blocks), student)
+    assert found[[0, 2]].abs().max() == 0
+    torch.testing.assert_close(found[1], whole[1])
+
+
+def test_times_leave_out_what_the_mask_leaves_out(student, teacher):
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    within = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    t, blocks = torch.tensor([0.1, 0.2, 0.8]), {2: student, 5: teacher}
+    loss = LayerSync([PAIR], times=(0, 0.5))(blocks, mask, t=t)
+    torch.testing.assert_close(loss, LayerSync([PAIR])(blocks, within))
+
+
+def test_times_are_not_guessed(student, teacher):
+    with pytest.raises(ValueError, match="was not told the images': give t"):
+        LayerSync([PAIR], times=(0, 0.5))({2: student, 5: teacher})
+
+
+@pytest.mark.parametrize("times", [(0.5, 0.5), (0.9, 0.1), (-0.1, 1), (0, 1.1), (0, float("nan"))])
+def test_times_are_a_part_of_those_from_noise_to_data(times):
+    with pytest.raises(ValueError, match="0 <= low < high <= 1"):
+        LayerSync([PAIR], times=times)
+
+
+@pytest.mark.parametrize("kind", ["own", "ema", "other_image", "random"])
 def test_controls_compile_as_one_graph(kind, student, teacher):
     inputs = context({2: student, 5: teacher}, teacher={5: teacher.detach()})
+    assert_compiles(LayerSync([PAIR], teacher=kind, times=(0.2, 0.8)), inputs, student)
     assert_compiles(LayerSync([PAIR], teacher=kind), inputs, student)

@@ -141,7 +141,7 @@ def test_a_term_that_starts_late_is_absent_before(tmp_path, flags_of):
     [
         ("centred", "own"), ("centred_all", "own"), ("spatial", "own"), ("smooth_l1", "own"),
         ("relation", "own"), ("trd", "own"),
-        ("cosine", "other_image"), ("centred", "random"),
+        ("cosine", "other_image"), ("centred", "random"), ("cosine", "ema"),
     ],
 )  # fmt: skip
 def test_every_similarity_and_every_control_runs(tmp_path, flags_of, teacher, similarity):
@@ -149,6 +149,24 @@ def test_every_similarity_and_every_control_runs(tmp_path, flags_of, teacher, si
     words += ["--reg-weight", 0.2]  # smooth_l1 has none of its own
     succeed("train", *flags_of("layer_sync"), *words, "--results-dir", tmp_path)
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path))
+
+
+def test_before_the_first_step_the_ema_teacher_is_the_model_itself(tmp_path, flags_of):
+    for teacher in ("own", "ema"):
+        words = [*flags_of("layer_sync"), "--teacher", teacher, "--max-steps", 3]
+        succeed("train", *words, "--results-dir", tmp_path / teacher)
+    (first, *_, own), (again, *_, ema) = rows(tmp_path / "own"), rows(tmp_path / "ema")
+    assert again["reg"] == pytest.approx(first["reg"], rel=1e-5) and ema["reg"] != own["reg"]
+
+
+def test_at_some_times_the_terms_add_up_to_the_whole(tmp_path, flags_of):
+    parts = {"noisier": ["--sync-t-high", 0.4], "cleaner": ["--sync-t-low", 0.4], "all": []}
+    for name, words in parts.items():
+        flags = [*flags_of("layer_sync"), *words, "--max-steps", 1]
+        succeed("train", *flags, "--results-dir", tmp_path / name)
+    noisier, cleaner, whole = (rows(tmp_path / name)[0]["reg"] for name in parts)
+    assert noisier < 0 and cleaner < 0
+    assert noisier + cleaner == pytest.approx(whole, rel=1e-5)
 
 
 def built(model, **flags):
@@ -348,6 +366,9 @@ def test_a_card_is_of_the_values_beside_it(features, tmp_path, monkeypatch):
         ("--teacher other_image --grad-accum 12", "a micro-batch needs 2 or more"),
         ("--loss-type dispersive --disp-gather --grad-accum 12", "a micro-batch needs 2 or more"),
         ("--similarity smooth_l1", "smooth_l1 .* no published weight: give --reg-weight"),
+        ("--sync-t-low 0.5 --sync-t-high 0.5", "--sync-t-low 0.5 leaves no time below"),
+        ("--similarity trd --trd-pool 2 2 --sync-t-low 0.5", "--trd-pool takes all images"),
+        ("--loss-type vanilla --sync-t-low 0.5", "--sync-t-low has no meaning for .* vanilla"),
     ],
 )
 def test_what_a_method_lacks_is_one_sentence(tmp_path, words, sentence):
