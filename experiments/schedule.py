@@ -13,6 +13,7 @@ from .sweep import Experiment, Setting, sweep
 
 STARTS, STOPS = (10, 30), (25, 50, 75)  # percent of the run
 DECAYS = ("linear", "cosine")  # to nothing at the run's end
+TIMES = (("noisier-half", 0.0, 0.5), ("middle", 0.2, 0.8), ("cleaner-half", 0.5, 1.0))  # t
 
 
 def runs(setting: Setting) -> list[Run]:
@@ -28,8 +29,7 @@ def runs(setting: Setting) -> list[Run]:
             for one in STOPS
         ),
         *(layer_sync(one, reg_schedule=one, reg_schedule_steps=setting.steps) for one in DECAYS),
-        layer_sync("noisier-half", sync_t_high=0.5),
-        layer_sync("cleaner-half", sync_t_low=0.5),
+        *(layer_sync(name, sync_t_low=low, sync_t_high=high) for name, low, high in TIMES),
     ]
 
 
