@@ -24,7 +24,6 @@ from .rows import dispersive, layer_sync, method, vanilla
 from .runs import Run
 from .sweep import Experiment, Setting, sweep
 
-RIVALS = {"evidence": ("sra", "sra2")}  # where a GPU has the time for them
 BASELINE = "vanilla"
 # The color of a method in every panel of the figure.
 COLORS = {
@@ -46,7 +45,8 @@ def runs(setting: Setting) -> list[Run]:
         layer_sync(**late),
         dispersive(),
         layer_sync("layer_sync-first", encoder_depth=1, **late),
-        *(method(name) for name in RIVALS.get(setting.preset, ())),
+        method("sra"),
+        method("sra2"),
     ]
     watched = [replace(row, flags=row.flags | {"telemetry_every": setting.tenth}) for row in terms]
     return [replace(row, flags=row.flags | kept) for row in (vanilla(), *watched)]

@@ -63,8 +63,8 @@ def test_a_method_is_compared_with_vanilla_alone_whatever_else_was_run():
 
 
 def test_the_whole_command_on_tiny_runs(results, here):
-    """Four methods; finished ones are judged again without training."""
-    methods = ["vanilla", "layer_sync", "dispersive", "layer_sync-first"]
+    """Six methods; finished ones are judged again without training."""
+    methods = ["vanilla", "layer_sync", "dispersive", "layer_sync-first", "sra", "sra2"]
     words = ["--preset", "digits", "--max-steps", 4, "--samples", 20]
     words += ["--device", "cpu", "--results", results, *TINY]
     said = succeed("experiments.evidence", *words)
@@ -87,7 +87,7 @@ def test_the_whole_command_on_tiny_runs(results, here):
     succeed("experiments.publish", results / "evidence", *published)
     page = results / "RESULTS.md"
     succeed("experiments.results", "--results", results / "sweeps", "--out", page)
-    assert "|  | vanilla | layer_sync | dispersive | layer_sync-first |" in page.read_text()
+    assert f"|  | {' | '.join(methods)} |" in page.read_text()
     assert "| speed-up by that, 95 % bootstrap | - |" in page.read_text()
 
 
@@ -107,7 +107,7 @@ def test_it_is_planned_where_the_data_are_not(tmp_path):
     words = ["--preset", "evidence-cpu", "--results", tmp_path / "results"]
     elsewhere = ["--", "--data-path", tmp_path / "none"]
     planned = succeed("experiments.evidence", *words, "--dry-run", *elsewhere).out
-    assert planned.count("python train.py --preset evidence-cpu") == 4
+    assert planned.count("python train.py --preset evidence-cpu") == 6
     said = refused("experiments.evidence", *words, *elsewhere)
     assert "train-images" in said or "t10k-images" in said
     assert not (tmp_path / "results").exists()
