@@ -351,8 +351,10 @@ def newest(run: Path) -> Path:
     """
     files = files_of(run)
     if not files:
+        below = sorted(path.parent for path in run.glob("*/checkpoints"))
+        hint = f"; the newest run in it is {below[-1]}" if below else ""
         raise InputError(
-            f"no checkpoint in {run}: expected checkpoints/0000000.pt or the like there"
+            f"no checkpoint in {run}: expected checkpoints/0000000.pt or the like there{hint}"
         )
     return files[-1]
 

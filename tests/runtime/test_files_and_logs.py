@@ -214,6 +214,13 @@ def test_an_empty_run_folder_is_named(tmp_path):
         checkpoint.read(tmp_path)
 
 
+def test_of_a_folder_of_runs_the_newest_is_named(tmp_path):
+    for run in ("001-SiT-Ti-2-b", "000-SiT-Ti-2-a"):
+        (tmp_path / run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="the newest run in it is .*/001-SiT-Ti-2-b$"):
+        checkpoint.read(tmp_path)
+
+
 def test_prefixes_of_ddp_and_compile_are_removed(tmp_path):
     names = ["module.blocks.0.w", "_orig_mod.blocks.1.w", "blocks.2._orig_mod.w"]
     torch.save({"model": {name: torch.zeros(1) for name in names}}, tmp_path / "0000001.pt")
