@@ -4,7 +4,8 @@ python -m experiments.table results/experiments/table6 --out report
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,28 +102,44 @@ def read_run(folder: Path) -> Result:
     wrong = [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]
     if wrong:
         raise InputError(f"{folder / 'run.json'} is no record of a sweep: it has no {min(wrong)}")
-    scores: dict[str, float] = {}
-    if (folder / "heldout.json").exists():
-        content = read_json(folder / "heldout.json")
-        label = HELD_OUT if content["held_out"] else "loss on training images"
-        (entry,) = content["checkpoints"]
-        scores |= {f"{label}, {w}": entry[w]["mean"] for w in ("ema", "model") if w in entry}
-    real: dict[str, float] = {}
-    found, scored_by = sorted(folder.glob("*.score.json")), {}
+    scores, real, scored_by = dict[str, float](), dict[str, float](), dict[str, str]()
+    for path in sorted(folder.glob("heldout.json")):
+        with as_written(path) as content:
+            label = HELD_OUT if content["held_out"] else "loss on training images"
+            (entry,) = content["checkpoints"]
+            scores |= {f"{label}, {w}": entry[w]["mean"] for w in ("ema", "model") if w in entry}
+    found = sorted(folder.glob("*.score.json"))
     for path in found:
         way = "" if len(found) == 1 else f", {path.name.removesuffix('.score.json')}"
-        content = read_json(path)
-        of_real = (content.get("floor") or {}).get("scores", {})
-        if "extractor" in content:
-            scored_by[way] = content["extractor"]["name"]
-        for kept, values in ((scores, content["scores"]), (real, of_real)):
-            kept |= {NAMES.get(name, name) + way: value for name, value in values.items()}
+        with as_written(path) as content:
+            of_real = (content.get("floor") or {}).get("scores", {})
+            if "extractor" in content:
+                scored_by[way] = content["extractor"]["name"]
+            for kept, values in ((scores, content["scores"]), (real, of_real)):
+                kept |= {NAMES.get(name, name) + way: value for name, value in values.items()}
     logs = [trained / "log.jsonl" for trained in checkpoint.runs(folder)[-1:]]
     picture = next(iter(sorted(folder.glob("*.score.png"))), None)
     rows = [row for path in logs for row in log_rows(path)]
     ratios = [row[WATCHED] for row in rows if WATCHED in row]
     ratio = mean_interval(ratios).mean if ratios else None
     return Result(record, scores, real, rows, picture, ratio, scored_by)
+
+
+@contextmanager
+def as_written(path: Path) -> Iterator[dict[str, Any]]:
+    """What a file of a run says.
+
+    Raises:
+        InputError: it does not say what is asked of it.
+    """
+    content = read_json(path)
+    try:
+        yield content
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not what the sweep wrote ({type(error).__name__}: {error}): delete it and "
+            "run the sweep again"
+        ) from error
 
 
 def log_rows(path: Path) -> list[dict[str, float]]:
