@@ -303,8 +303,13 @@ def difference(runs: Sequence[Result], baseline: Sequence[Result], name: str) ->
     if found is None:
         return "-"
     if found.low is None:
-        return f"{found.mean:+.2g} (n=1)"
-    return f"{found.mean:+.2g} ({found.low:+.2g} to {found.high:+.2g}, n={found.n})"
+        return f"{signed(found.mean)} (n=1)"
+    return f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)}, n={found.n})"
+
+
+def signed(value: float) -> str:
+    """What rounding leaves of a difference that is none is none."""
+    return f"{round(value, 12) + 0.0:+.2g}"
 
 
 def write(results: Sequence[Result], out: Path, title: str) -> str:

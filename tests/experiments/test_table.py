@@ -60,6 +60,16 @@ def test_mean_deviation_n_and_the_papers_number(folder, tmp_path):
     )
 
 
+def test_a_difference_of_nothing_but_rounding_is_none(folder, tmp_path):
+    losses = {"vanilla": (0.0, 0.0, 0.0), "ours": (0.1, 0.2, -0.3)}  # their sum is 3e-17
+    for run in folder.iterdir():
+        name, seed = run.name.removeprefix("t6-").split("-seed")
+        entry = {"ema": {"mean": losses[name][int(seed)]}}
+        kept = {"held_out": True, "checkpoints": [entry]}
+        (run / "heldout.json").write_text(json.dumps(kept))
+    assert "| +0 (-0.66 to +0.66, n=3) |" in succeed("experiments.table", folder).out
+
+
 def rewrite(folder, **change):
     path = folder / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
