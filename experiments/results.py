@@ -55,8 +55,8 @@ its own: small runs are no reproduction of it. Speed is in [docs/speed.md](docs/
 
 **No GPU was at hand.** Not run are the setting most likely to show the paper's gain (24 blocks,
 without classes, 8,000 steps: `--preset evidence`), the gate on it, and all rows at the paper's
-size. [experiments/README.md](experiments/README.md#the-evidence) has their commands, and what was
-measured of why LayerSync does not help here.
+size. [docs/findings.md](docs/findings.md#the-evidence) has their commands, and what was measured
+of why LayerSync does not help here.
 """
 
 
