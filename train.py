@@ -153,9 +153,9 @@ def train(
             with aside("telemetry"):
                 found = trainer.telemetry()
                 log.row(done, "telemetry", found)
-                first, saturates = first_telemetry(log), trainer.regulariser.saturates
+                first, may_vanish = first_telemetry(log), trainer.regulariser.may_vanish
                 if trainer.reg_weight(done):
-                    for alarm in alarms(found, first, done, saturates=saturates):
+                    for alarm in alarms(found, first, done, may_vanish=may_vanish):
                         log.say(f"warning: {alarm}")
         if score and (last or done % config.score_every == 0):
             with aside("scores"):  # before the save: a run that dies between them scores again

@@ -16,6 +16,7 @@ from evaluations.metrics import mean_interval
 from runtime import checkpoint
 from runtime.entry import run, speaks
 from runtime.errors import InputError
+from runtime.resume import FIXED_ONCE
 from runtime.text import columns
 from runtime.untrusted import shown
 
@@ -194,13 +195,19 @@ def own_run(path: Path) -> Seen:
 
 def differing(here: Seen, there: Sequence[Seen], names: Iterable[str]) -> list[str]:
     """The flags of some names that are known of both and differ, in words."""
-    pairs = [(name, here.flags.get(name), one.flags.get(name)) for name in names for one in there]
+    ours, theirs = known(here.flags), [known(one.flags) for one in there]
+    pairs = [(name, ours.get(name), flags.get(name)) for name in names for flags in theirs]
     said = {
         f"--{name.replace('_', '-')} is {shown(ours)} here and {shown(theirs)} there"
         for name, ours, theirs in pairs
         if None not in (ours, theirs) and ours != theirs
     }
     return sorted(said)
+
+
+def known(flags: dict[str, Any]) -> dict[str, Any]:
+    """With what older runs do not record; none, where none are known."""
+    return FIXED_ONCE | flags if flags else {}
 
 
 def log_of(asked: Path) -> Path:

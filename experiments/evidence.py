@@ -13,6 +13,7 @@ import numpy as np
 
 from evaluations import pages
 from evaluations.metrics import crossing, mean_interval, speed_up
+from methods.rivals import sra_pair
 from runtime.entry import run
 from runtime.files import write_json
 from runtime.text import columns
@@ -106,7 +107,8 @@ def collected(
         content = read_json(folder / "progress.json")
         points = {one["step"]: one for one in content["checkpoints"]}
         name = result.record["name"].removeprefix(f"{preset}-")
-        watched = Watched(pair_of(result.record), points, content["dropped"], result.log)
+        dropped = content["dropped"]
+        watched = Watched(pair_of(result.record, len(dropped)), points, dropped, result.log)
         methods.setdefault(name, {})[result.record["seed"]] = watched
     seeds = sorted(set.intersection(*(set(runs) for runs in methods.values())))
     if partly := sorted(set.union(*(set(runs) for runs in methods.values())) - set(seeds)):
@@ -118,9 +120,9 @@ def collected(
     return steps, seeds, {name: learned_of(runs, steps) for name, runs in chosen.items()}
 
 
-def pair_of(record: dict[str, Any]) -> tuple[int, int]:
-    student, teacher = record["pair"]
+def pair_of(record: dict[str, Any], depth: int) -> tuple[int, int]:
     flags = record["flags"]
+    student, teacher = sra_pair(depth) if flags.get("loss_type") == "sra" else record["pair"]
     return flags.get("encoder_depth", student), flags.get("gt_encoder_depth", teacher)
 
 

@@ -103,11 +103,12 @@ def read_run(folder: Path) -> Result:
     if wrong:
         raise InputError(f"{folder / 'run.json'} is no record of a sweep: it has no {min(wrong)}")
     scores, real, scored_by = dict[str, float](), dict[str, float](), dict[str, str]()
-    for path in sorted(folder.glob("heldout.json")):
+    if (path := folder / "heldout.json").exists():
         with as_written(path) as content:
             label = HELD_OUT if content["held_out"] else "loss on training images"
             (entry,) = content["checkpoints"]
-            scores |= {f"{label}, {w}": entry[w]["mean"] for w in ("ema", "model") if w in entry}
+            kept = (w for w in ("ema", "model") if w in entry)
+            scores |= {f"{label}, {w}": float(entry[w]["mean"]) for w in kept}
     found = sorted(folder.glob("*.score.json"))
     for path in found:
         way = "" if len(found) == 1 else f", {path.name.removesuffix('.score.json')}"
@@ -116,7 +117,7 @@ def read_run(folder: Path) -> Result:
             if "extractor" in content:
                 scored_by[way] = content["extractor"]["name"]
             for kept, values in ((scores, content["scores"]), (real, of_real)):
-                kept |= {NAMES.get(name, name) + way: value for name, value in values.items()}
+                kept |= {NAMES.get(name, name) + way: float(v) for name, v in values.items()}
     logs = [trained / "log.jsonl" for trained in checkpoint.runs(folder)[-1:]]
     picture = next(iter(sorted(folder.glob("*.score.png"))), None)
     rows = [row for path in logs for row in log_rows(path)]

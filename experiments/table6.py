@@ -11,8 +11,8 @@ from .rows import layer_sync, vanilla
 from .runs import Run
 from .sweep import Experiment, Setting, sweep
 
-# Besides 0, which is plain SiT. The paper's are 0.1 to 0.7.
-WEIGHTS = (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+# The paper's, besides 0, which is plain SiT, and then a smaller and a larger one.
+WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.02, 1.0)
 PAPER = {
     "t6": {
         0: {"fid": 36.19},

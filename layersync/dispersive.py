@@ -46,7 +46,7 @@ class Dispersive(Regulariser):
         ValueError: a block below 1 or a temperature that is not positive.
     """
 
-    saturates = True
+    may_vanish = True
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """LayerSync: pull a shallow block's features towards a deeper block's (arXiv 2510.12581, Eq. 2)."""
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import SupportsIndex
@@ -36,7 +37,9 @@ class LayerSync(Regulariser):
             "ema": the EMA model's, from `context.teacher` (an ablation; a forward pass more);
             negative controls are "other_image", those of the previous image in the batch, and
             "random", for which the loop hands in a frozen, randomly initialized model instead.
-        times: (low, high), an image whose t lies outside counts as 0 (an ablation); t = 1 is data.
+        times: (low, high), an image whose t lies outside counts as 0 (an ablation); t is 0 at
+            noise, 1 at data. A similarity that compares images with each other, `centred`, sees
+            those inside alone.
 
     Raises:
         ValueError: no pair, what is no pair of whole numbers, a pair whose student is not shallower
@@ -74,8 +77,13 @@ class LayerSync(Regulariser):
                 )
         if teacher not in TEACHERS:
             raise ValueError(f"unknown teacher {teacher!r}: choose from {', '.join(TEACHERS)}")
-        if not 0 <= times[0] < times[1] <= 1:
+        try:
+            low, high = self.times = tuple(map(float, times))
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not 0 <= low < high <= 1:
             raise ValueError(f"LayerSync times {times}: give (low, high), 0 <= low < high <= 1")
+        self.may_vanish = self.times != ALWAYS  # of a batch without an image inside
         # (the block that moves, the block that it is drawn towards)
         self.directed = tuple(pair[::-1] if reverse else pair for pair in self.pairs)
         moving, targets = ({numbers[i] for numbers in self.directed} for i in (0, 1))
@@ -84,13 +92,13 @@ class LayerSync(Regulariser):
         self.teacher_blocks = tuple(sorted(targets)) if outside else ()
         self.similarity = similarity
         self.stop_gradient = stop_gradient
-        self.teacher, self.times = teacher, times
+        self.teacher = teacher
 
     def forward(
         self,
         blocks: Mapping[int, Tensor],
         mask: Tensor | None = None,
-        frozen: Mapping[int, Tensor] | None = None,
+        outside: Mapping[int, Tensor] | None = None,
         t: Tensor | None = None,
     ) -> Tensor:
         """Loss of one forward pass.
@@ -99,15 +107,16 @@ class LayerSync(Regulariser):
             blocks: {number: (B, N, D)}, from `model(..., return_blocks=sync.blocks).blocks` or
                 from `record_blocks`.
             mask: (B, N), true where a token counts; None counts all.
-            frozen: {number: (B, N, D)}, `teacher_blocks` of the EMA model or the random one.
-            t: (B,), which `times` needs to know.
+            outside: {number: (B, N, D)}, `teacher_blocks` of the EMA model or the random one.
+            t: (B,), which `times` needs to know, from 0 at noise to 1 at data: 1 - sigma of a
+                rectified flow whose sigma is 1 at noise.
 
         Returns:
             A float32 scalar; -1 is full agreement under the cosine.
 
         Raises:
-            ValueError: a block of a pair or t is missing; features of a pair that differ in
-                shape; another image's features for one image.
+            ValueError: a block of a pair, or t, is missing or of another shape; features of a
+                pair that differ in shape; another image's features for one image.
         """
         missing = [number for number in self.blocks if number not in blocks]
         if missing:
@@ -117,14 +126,12 @@ class LayerSync(Regulariser):
                 "compiled as a whole ignores hooks: compile it block by block; so does one that "
                 "calls block.forward: let it call the block)"
             )
-        if not set(self.teacher_blocks) <= set(frozen or ()):
+        if not set(self.teacher_blocks) <= set(outside or ()):
             raise ValueError(
                 f"LayerSync was given no features of the {self.teacher} teacher's blocks "
                 f"{self.teacher_blocks}: run that model with return_blocks of them"
             )
-        if self.times != ALWAYS:
-            mask = self.within_times(mask, t, blocks)
-        source = frozen if self.teacher_blocks else blocks
+        source = outside if self.teacher_blocks else blocks
         similarities = []
         for moving, target in self.directed:
             check_alike(blocks[moving], source[target], moving, target)
@@ -132,26 +139,16 @@ class LayerSync(Regulariser):
             counted = mask
             if self.teacher == "other_image":
                 target, counted = previous_image(target, mask)
+            if self.times != ALWAYS:
+                counted = within(self.times, t, counted, target)
             similarities.append(self.similarity(blocks[moving], target, counted))
         return -torch.stack(similarities).mean()
-
-    def within_times(
-        self, mask: Tensor | None, t: Tensor | None, blocks: Mapping[int, Tensor]
-    ) -> Tensor:
-        """The tokens (B, N) that count, of images within `times` alone."""
-        if t is None:
-            raise ValueError(
-                f"LayerSync of the times {self.times} was not told the images': give t"
-            )
-        low, high = self.times
-        within = ((t >= low) & (t <= high)).unsqueeze(1)
-        return within.expand(blocks[self.blocks[0]].shape[:2]) if mask is None else mask * within
 
     def penalty(self, context: Context) -> Tensor:
         return self(context.blocks, context.token_mask, context.teacher, context.t)
 
     def telemetry(self, context: Context) -> dict[str, Tensor]:
-        """`statistics` of every pair, by name and pair."""
+        """`statistics` of every pair, by name and pair; of images at all times."""
         source = context.teacher if self.teacher_blocks else context.blocks
         found = {}
         for moving, target in self.directed:
@@ -164,7 +161,9 @@ class LayerSync(Regulariser):
 
     def extra_repr(self) -> str:
         pairs = ", ".join(f"{student}:{teacher}" for student, teacher in self.pairs)
-        return f"pairs={pairs}, weight={self.peak_weight}"
+        teacher = "" if self.teacher == "own" else f", teacher={self.teacher}"
+        times = "" if self.times == ALWAYS else f", times={self.times}"
+        return f"pairs={pairs}, weight={self.peak_weight}{teacher}{times}"
 
 
 def whole(number: SupportsIndex) -> int:
@@ -190,6 +189,25 @@ def check_alike(student: Tensor, teacher: Tensor, moving: int, target: int) -> N
             f"{target} {tuple(teacher.shape)}: choose blocks whose features are (batch, tokens, "
             "width) of one shape"
         )
+
+
+def within(
+    times: tuple[float, float], t: Tensor | None, mask: Tensor | None, features: Tensor
+) -> Tensor:
+    """The tokens (B, N) that count, of images whose t lies within the times alone."""
+    if t is None or t.shape != features.shape[:1]:
+        given = "none" if t is None else tuple(t.shape)
+        raise ValueError(
+            f"LayerSync of the times {times} needs t of every image, ({len(features)},): "
+            f"got {given}"
+        )
+    low, high = times
+    inside = ((t >= low) & (t <= high)).unsqueeze(1).expand(features.shape[:2])
+    if mask is None:
+        return inside
+    if mask.shape != inside.shape:
+        raise ValueError(f"the mask is {tuple(mask.shape)}, the tokens {tuple(inside.shape)}")
+    return mask * inside
 
 
 def previous_image(target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -33,7 +33,8 @@ class Regulariser(nn.Module, ABC):
         blocks: numbers of the blocks that the model's forward must return.
         teacher_blocks: numbers of the blocks of the EMA model that it wants to see.
         takes_targets: whether it compares with features from elsewhere, an encoder's say.
-        saturates: whether it comes to a bound early on, where a gradient of nil is no fault.
+        may_vanish: whether a gradient of nil is no fault: of a term that comes to a bound early
+            on, or that some batches have nothing for.
 
     Parameters of a subclass (projectors) train with the model and are stored beside it, never in
     it; sampling never calls a regulariser.
@@ -49,7 +50,7 @@ class Regulariser(nn.Module, ABC):
     blocks: tuple[int, ...] = ()
     teacher_blocks: tuple[int, ...] = ()
     takes_targets: bool = False
-    saturates: bool = False
+    may_vanish: bool = False
 
     def __init__(self, weight: float = 1.0, schedule: Schedule = constant) -> None:
         super().__init__()

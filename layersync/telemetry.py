@@ -87,7 +87,7 @@ FALLEN = 0.1  # a share of the first value that is seen
 
 
 def alarms(
-    now: dict[str, float], first: dict[str, float], step: int, *, saturates: bool = False
+    now: dict[str, float], first: dict[str, float], step: int, *, may_vanish: bool = False
 ) -> list[str]:
     """What to tell people of `Regulariser.telemetry` and of the ratio of both terms' gradients.
 
@@ -99,7 +99,7 @@ def alarms(
 
     Args:
         now, first: means over the ranks, of this sample and of the run's first.
-        saturates: `Regulariser.saturates`; a ratio of nil is no alarm then.
+        may_vanish: `Regulariser.may_vanish`; a ratio of nil is no alarm then.
     """
     found = []
     for name, value in now.items():
@@ -109,7 +109,7 @@ def alarms(
         if name.startswith("teacher_norm") and (value < 1e-3 or value < FALLEN * before):
             found.append(f"{name} is {value:.1e}, {before:.1e} at first: the teacher collapses")
     ratio = "unit_ratio" if "unit_ratio" in now else "grad_ratio"
-    if not saturates and step > IDENTITY and now.get(ratio, 1.0) <= 1e-6:
+    if not may_vanish and step > IDENTITY and now.get(ratio, 1.0) <= 1e-6:
         found.append(f"{ratio} is nil: the regulariser moves nothing")
     if odd := [name for name, value in now.items() if not math.isfinite(value)]:
         found.append(f"not finite: {', '.join(odd)}: features or gradients have overflowed")

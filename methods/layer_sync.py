@@ -14,7 +14,7 @@ from layersync import (
     default_weight,
     trd,
 )
-from layersync.layersync import ALWAYS
+from layersync.layersync import ALWAYS, OUTSIDE
 from layersync.similarity import Similarity
 from models import Denoiser
 from runtime.config import TrainConfig
@@ -49,7 +49,7 @@ def multiple_sync(
     return synced(pairs, config, model, domain)
 
 
-PAPERS = ("cosine", "own")  # --similarity and --teacher
+PAPERS = ("cosine", "own", ALWAYS)  # --similarity, --teacher, and the t at which there is a term
 NOTE = (
     "note: reg is minus the cosine of student and teacher. Blocks begin alike, so it is near -1 "
     "from the first steps on, which is no success: docs/how-it-works.md says what to read"
@@ -80,6 +80,11 @@ def synced(
             f"--similarity {config.similarity} depends on the scale of the features, and has no "
             "published weight: give --reg-weight"
         )
+    if config.teacher in OUTSIDE and not config.stop_gradient:
+        raise InputError(
+            f"--no-stop-gradient has no meaning for --teacher {config.teacher}, another network, "
+            "which gets no gradient: leave it out"
+        )
     sync = LayerSync(
         pairs,
         config.reg_weight,
@@ -91,7 +96,8 @@ def synced(
         times=times_of(config),
     )
     teacher = random_teacher(model, config.global_seed) if config.teacher == "random" else None
-    note = NOTE if config.reg_weight and (config.similarity, config.teacher) == PAPERS else None
+    near_one = (config.similarity, config.teacher, sync.times) == PAPERS
+    note = NOTE if config.reg_weight and near_one else None
     return config, Method(sync, teacher=teacher, note=note)
 
 
@@ -125,13 +131,19 @@ def similarity_of(config: TrainConfig, model: Denoiser, domain: Domain) -> Simil
 def times_of(config: TrainConfig) -> tuple[float, float]:
     """
     Raises:
-        InputError: no time at all, or a pool, which takes all tokens.
+        InputError: no time at all, or what compares images with each other, or takes all tokens.
     """
     low, high = config.sync_t_low, config.sync_t_high
     if not low < high:
         raise InputError(f"--sync-t-low {low} leaves no time below --sync-t-high {high}")
-    if (low, high) != ALWAYS and config.trd_pool:
-        raise InputError("--trd-pool takes all images: leave out --sync-t-low and --sync-t-high")
+    if (low, high) != ALWAYS:
+        if config.similarity in ("centred", "centred_all"):
+            raise InputError(
+                f"--similarity {config.similarity} compares the images of a batch: leave out "
+                "--sync-t-low and --sync-t-high"
+            )
+        if config.trd_pool:
+            raise InputError("--trd-pool takes all tokens: leave out --sync-t-low, --sync-t-high")
     return low, high
 
 

@@ -351,7 +351,7 @@ def newest(run: Path) -> Path:
     """
     files = files_of(run)
     if not files:
-        below = sorted(path.parent for path in run.glob("*/checkpoints"))
+        below = [one for one in runs(run) if files_of(one)]
         hint = f"; the newest run in it is {below[-1]}" if below else ""
         raise InputError(
             f"no checkpoint in {run}: expected checkpoints/0000000.pt or the like there{hint}"

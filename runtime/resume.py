@@ -13,7 +13,7 @@ from .files import discard_rests, write_patiently
 
 MARK = "requeue"  # a file in the folder of a run that was asked to stop and has more to do
 # Values of flags that older files do not record.
-FIXED_ONCE = {"adam_beta1": 0.9, "adam_beta2": 0.999}
+FIXED_ONCE = {"adam_beta1": 0.9, "adam_beta2": 0.999, "sync_t_low": 0.0, "sync_t_high": 1.0}
 
 
 class Start(NamedTuple):

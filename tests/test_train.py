@@ -517,6 +517,18 @@ def test_the_betas_are_adamws_and_part_of_what_a_resume_compares(trained, tmp_pa
     assert checkpoint_of(tmp_path / "old", 7)["opt"]["param_groups"][0]["betas"] == (0.9, 0.999)
 
 
+def test_a_run_of_before_there_were_times_is_not_resumed_at_some(trained, tmp_path):
+    results, _ = trained
+    content = checkpoint_of(results, 6)
+    for name in ("sync_t_low", "sync_t_high"):
+        del content["args"][name]
+    torch.save(content, tmp_path / "6.pt")
+    resume = [*BATCH, "--max-steps", 7, "--results-dir", tmp_path / "old", "--ckpt"]
+    said = refused("train", *resume, tmp_path / "6.pt", "--sync-t-high", 0.5)
+    assert "(--sync-t-high 1.0 -> 0.5)" in said
+    succeed("train", *resume, tmp_path / "6.pt")
+
+
 def test_unconditional_training(tmp_path):
     succeed("train", *BATCH, "--num-classes", 0, "--max-steps", 2, "--results-dir", tmp_path)
     assert not any("y_embedder" in name for name in checkpoint_of(tmp_path, 2)["model"])

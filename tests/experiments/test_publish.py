@@ -258,6 +258,10 @@ def test_runs_of_ones_own_are_a_band_without_the_run_itself(tmp_path):
     assert "mean of 2" in said
     alone = succeed("experiments.compare_run", run, *words, "--against", tmp_path / "000-SiT-own")
     assert "note: the band of one run is 2% of its mean" in alone.out
+    late = own_run(tmp_path / "003-SiT-own", dataset_name="folder", sync_t_low=0.5)
+    older = ["--against", tmp_path / "000-SiT-own"]  # of before there was this flag
+    said = succeed("experiments.compare_run", late, *words, *older).out
+    assert "note: --sync-t-low is 0.5 here and 0.0 there\n" in said
 
 
 def test_a_run_that_has_just_begun_is_not_judged(results, tmp_path):

@@ -123,16 +123,23 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
     assert "holds no run of a sweep" in refused("experiments.table", tmp_path / "nothing")
     (folder / "t6-ours-seed0/run.json").write_text("{}")
     assert "is no record of a sweep" in refused("experiments.table", folder)
+    (folder / "t6-ours-seed0/run.json").write_text("{")
+    assert "is no JSON" in refused("experiments.table", folder)
 
 
 @pytest.mark.parametrize("name", ["heldout.json", "samples.score.json"])
-@pytest.mark.parametrize("content", ["{}", '{"held_out": true, "checkpoints": [], "floor": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '{"held_out": true, "checkpoints": [], "floor": 1}',
+        '{"held_out": true, "checkpoints": [{"ema": {"mean": "low"}}], "scores": {"fid": "low"}}',
+    ],
+)
 def test_a_score_that_is_none_is_refused_by_its_file(folder, name, content):
     (folder / "t6-ours-seed0" / name).write_text(content)
     said = refused("experiments.table", folder)
     assert f"t6-ours-seed0/{name} is not what the sweep wrote" in said and "delete it" in said
-    (folder / "t6-ours-seed0/run.json").write_text("{")
-    assert "is no JSON" in refused("experiments.table", folder)
 
 
 def test_scores_and_telemetry_in_a_log_are_curves_of_their_own():

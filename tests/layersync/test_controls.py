@@ -1,10 +1,12 @@
 """Controls and ablations of LayerSync: the same term with another teacher, and at some times."""
 
+from functools import partial
+
 import pytest
 import torch
 from regulariser_toys import assert_compiles, context, features, gradient
 
-from layersync import LayerSync, cosine
+from layersync import LayerSync, cosine, relation, smooth_l1, spatial, trd
 
 PAIR = (2, 5)
 
@@ -76,7 +78,7 @@ def test_the_ema_models_teacher_sees_the_same_noise_and_stands_behind_no_head(st
     torch.testing.assert_close(loss, -cosine(student, teacher))
 
 
-def test_an_image_outside_the_times_has_no_term_and_one_inside_the_same_as_ever(student, teacher):
+def test_an_image_outside_the_times_has_no_term_and_one_inside_its_own(student, teacher):
     sync, t = LayerSync([PAIR], times=(0.5, 0.9)), torch.tensor([0.2, 0.5, 0.95])
     blocks = {2: student, 5: teacher}
     loss = sync.penalty(context(blocks, t=t))
@@ -95,11 +97,52 @@ def test_times_leave_out_what_the_mask_leaves_out(student, teacher):
 
 
 def test_times_are_not_guessed(student, teacher):
-    with pytest.raises(ValueError, match="was not told the images': give t"):
-        LayerSync([PAIR], times=(0, 0.5))({2: student, 5: teacher})
+    sync, blocks = LayerSync([PAIR], times=(0, 0.5)), {2: student, 5: teacher}
+    for t, given in ((None, "none"), (torch.rand(3, 1), r"\(3, 1\)"), (torch.rand(2), r"\(2,\)")):
+        with pytest.raises(ValueError, match=rf"needs t of every image, \(3,\): got {given}"):
+            sync(blocks, t=t)
+    with pytest.raises(ValueError, match=r"the mask is \(4,\), the tokens \(3, 4\)"):
+        sync(blocks, torch.ones(4), t=torch.rand(3))
 
 
-@pytest.mark.parametrize("times", [(0.5, 0.5), (0.9, 0.1), (-0.1, 1), (0, 1.1), (0, float("nan"))])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"similarity": spatial}, {"similarity": smooth_l1}, {"similarity": relation},
+        {"similarity": partial(trd, frames=2)}, {"teacher": "other_image"},
+        {"teacher": "ema"}, {"reverse": True},
+    ],
+)  # fmt: skip
+def test_the_terms_of_the_halves_add_up_to_the_whole(options, student, teacher):
+    """Of pairs whose tokens differ in number, too."""
+    few = (features(3, 2, 8, seed=3), features(3, 2, 8, seed=4))
+    blocks = {2: student, 5: teacher, 1: few[0], 4: few[1]}
+    inputs = context(blocks, teacher=blocks, t=torch.tensor([0.1, 0.9, 0.2]))
+
+    def term(low, high):
+        return LayerSync([PAIR, (1, 4)], times=(low, high), **options).penalty(inputs)
+
+    torch.testing.assert_close(term(0, 0.5) + term(0.51, 1), term(0, 1))
+    assert term(0, 0.5) != term(0, 1)
+
+
+def test_a_batch_may_have_no_image_inside_the_times(student, teacher):
+    sync = LayerSync([PAIR], times=(0.9, 1))
+    loss = sync.penalty(context({2: student, 5: teacher}))
+    assert loss == 0 and gradient(loss, student).abs().max() == 0
+    assert sync.may_vanish and not LayerSync([PAIR]).may_vanish, "no alarm of it"
+
+
+def test_what_is_not_as_published_is_in_the_runs_first_line():
+    assert str(LayerSync([PAIR])) == "LayerSync(pairs=2:5, weight=0.2)"
+    other = LayerSync([PAIR], teacher="ema", times=[0, 0.5])
+    assert str(other) == "LayerSync(pairs=2:5, weight=0.2, teacher=ema, times=(0.0, 0.5))"
+
+
+@pytest.mark.parametrize(
+    "times",
+    [(0.5, 0.5), (0.9, 0.1), (-0.1, 1), (0, 1.1), (0, float("nan")), (0, 0.5, 1), (0.5,), 1, None],
+)
 def test_times_are_a_part_of_those_from_noise_to_data(times):
     with pytest.raises(ValueError, match="0 <= low < high <= 1"):
         LayerSync([PAIR], times=times)

@@ -108,8 +108,8 @@ def test_a_ratio_of_nil_is_no_alarm_while_blocks_may_still_be_the_identity():
 
 def test_a_ratio_of_nil_is_no_alarm_at_a_bound_but_one_that_is_not_finite_is():
     nil, broken = HEALTHY | {"grad_ratio": 0.0}, HEALTHY | {"grad_ratio": float("inf")}
-    assert not alarms(nil, HEALTHY, step=1000, saturates=True)
-    assert alarms(broken, HEALTHY, step=1000, saturates=True)
+    assert not alarms(nil, HEALTHY, step=1000, may_vanish=True)
+    assert alarms(broken, HEALTHY, step=1000, may_vanish=True)
 
 
 def test_padding_is_not_looked_at():

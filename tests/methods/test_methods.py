@@ -367,7 +367,9 @@ def test_a_card_is_of_the_values_beside_it(features, tmp_path, monkeypatch):
         ("--loss-type dispersive --disp-gather --grad-accum 12", "a micro-batch needs 2 or more"),
         ("--similarity smooth_l1", "smooth_l1 .* no published weight: give --reg-weight"),
         ("--sync-t-low 0.5 --sync-t-high 0.5", "--sync-t-low 0.5 leaves no time below"),
-        ("--similarity trd --trd-pool 2 2 --sync-t-low 0.5", "--trd-pool takes all images"),
+        ("--similarity trd --trd-pool 2 2 --sync-t-low 0.5", "--trd-pool takes all tokens"),
+        ("--similarity centred --sync-t-high 0.5", "centred compares the images of a batch: leave"),
+        ("--teacher ema --no-stop-gradient", "--no-stop-gradient has no meaning for --teacher ema"),
         ("--loss-type vanilla --sync-t-low 0.5", "--sync-t-low has no meaning for .* vanilla"),
     ],
 )

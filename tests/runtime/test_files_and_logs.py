@@ -215,9 +215,11 @@ def test_an_empty_run_folder_is_named(tmp_path):
 
 
 def test_of_a_folder_of_runs_the_newest_is_named(tmp_path):
-    for run in ("001-SiT-Ti-2-b", "000-SiT-Ti-2-a"):
+    for run in ("1000-SiT-Ti-2-b", "999-SiT-Ti-2-a", "1001-SiT-Ti-2-c"):
         (tmp_path / run / "checkpoints").mkdir(parents=True)
-    with pytest.raises(InputError, match="the newest run in it is .*/001-SiT-Ti-2-b$"):
+    for run in ("1000-SiT-Ti-2-b", "999-SiT-Ti-2-a"):  # the last one has none yet
+        (tmp_path / run / "checkpoints/0000001.pt").touch()
+    with pytest.raises(InputError, match="the newest run in it is .*/1000-SiT-Ti-2-b$"):
         checkpoint.read(tmp_path)
 
 
