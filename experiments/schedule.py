@@ -30,7 +30,11 @@ def runs(setting: Setting) -> list[Run]:
         ),
         *(layer_sync(one, reg_schedule=one, reg_schedule_steps=setting.steps) for one in DECAYS),
         *(layer_sync(name, sync_t_low=low, sync_t_high=high) for name, low, high in TIMES),
-    ]
+        layer_sync(
+            "from-10-until-30",
+            reg_start=steps(10), reg_schedule="stop", reg_schedule_steps=steps(20),
+        ),
+    ]  # fmt: skip
 
 
 TABLE = Experiment("schedule", "When the term acts", ("t1-b",), runs)
