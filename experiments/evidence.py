@@ -352,7 +352,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for axis in (loss, relative):
         axis.set_xlabel("step")
     for axis in (loss, dropped):  # 0.03 and not 3 x 10^-2
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        lowest, highest = axis.get_ylim()
+        few = (1, 3) if highest > 100 * lowest else (1, 1.5, 2, 3, 5, 7)
+        axis.yaxis.set_major_locator(LogLocator(subs=few))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
     for axis in (equal_steps, equal_score, dropped):
