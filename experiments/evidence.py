@@ -122,7 +122,8 @@ def collected(
 
 def pair_of(record: dict[str, Any], depth: int) -> tuple[int, int]:
     flags = record["flags"]
-    student, teacher = sra_pair(depth) if flags.get("loss_type") == "sra" else record["pair"]
+    of_sra = flags.get("loss_type") in ("sra", "sra2")  # the second has its student alone
+    student, teacher = sra_pair(depth) if of_sra else record["pair"]
     return flags.get("encoder_depth", student), flags.get("gt_encoder_depth", teacher)
 
 
