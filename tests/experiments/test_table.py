@@ -67,7 +67,8 @@ def test_a_difference_of_nothing_but_rounding_is_none(folder, tmp_path):
         entry = {"ema": {"mean": losses[name][int(seed)]}}
         kept = {"held_out": True, "checkpoints": [entry]}
         (run / "heldout.json").write_text(json.dumps(kept))
-    assert "| +0 (-0.66 to +0.66, n=3) |" in succeed("experiments.table", folder).out
+    said = succeed("experiments.table", folder, "--out", tmp_path / "out").out
+    assert "| +0 (-0.66 to +0.66, n=3) |" in said
 
 
 def rewrite(folder, **change):
