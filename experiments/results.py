@@ -83,8 +83,9 @@ def main() -> None:
 def summary(found: dict[str, Published]) -> str:
     """LayerSync beside vanilla, in every preset of a sweep that has both: the loss on held-out data
     and the Frechet distance of samples, of which less is better. Runs that several sweeps have
-    made are shown once, as they were scored by the most samples."""
-    told: dict[Hashable, tuple[int, list[list[str]]]] = {}
+    made are shown once, as they were scored by the most samples; fewer seeds of them are shown if
+    they were scored by more."""
+    told: dict[tuple[Hashable, frozenset[int]], tuple[int, list[list[str]]]] = {}
     for name, one in found.items():
         groups = groups_of(one.results)
         several = len({result.record["preset"] for result in one.results}) > 1
@@ -102,17 +103,26 @@ def summary(found: dict[str, Published]) -> str:
             samples, before = samples_of(ours[0]), told.get(trained_as(ours))
             if before is None or samples > before[0]:
                 told[trained_as(ours)] = samples, rows
-    rows = [row for _, rows in told.values() for row in rows]
+    rows = [
+        row
+        for (runs, seeds), (samples, rows) in told.items()
+        if not any(
+            runs == others and seeds < more and samples <= by
+            for (others, more), (by, _) in told.items()
+        )
+        for row in rows
+    ]
     head = ["sweep", "score, less is better", "vanilla", "LayerSync"]
     head += ["LayerSync minus vanilla, 95 % interval", "verdict"]
     return "## At a glance\n\n" + markdown(head, rows) + ABOUT_SUMMARY
 
 
-def trained_as(runs: Sequence[Result]) -> Hashable:
-    """Equal for the runs of two sweeps where these are the same ones, made twice."""
+def trained_as(runs: Sequence[Result]) -> tuple[Hashable, frozenset[int]]:
+    """Of two sweeps the first is equal where their runs are, and of a seed both have the same."""
     flags = flags_of(runs[0].record)
     told = {name: repr(flags.get(name)) for name in TRAINING | {"max_steps"}}
-    return runs[0].record["name"], *(run.record["seed"] for run in runs), frozenset(told.items())
+    seeds = frozenset(run.record["seed"] for run in runs)
+    return (runs[0].record["name"], frozenset(told.items())), seeds
 
 
 def samples_of(one: Result) -> int:

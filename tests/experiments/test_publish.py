@@ -104,6 +104,9 @@ def test_runs_that_two_sweeps_made_are_shown_once_as_scored_by_the_most_samples(
     shown = {one: at_a_glance(results, tmp_path, one) for one in ("gate", "rivals", "table6")}
     assert [len(rows) for rows in shown.values()] == [0, 1, 0]
     assert len(at_a_glance(results, tmp_path, "other")) == 1
+    for name in ("gate", "rivals"):  # then nothing speaks for the runs with a seed less
+        (results / f"{name}.json").unlink()
+    assert [len(at_a_glance(results, tmp_path, one)) for one in ("table6", "other")] == [0, 1]
 
 
 def test_runs_are_paired_within_their_preset(results, tmp_path):
