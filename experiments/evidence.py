@@ -20,7 +20,7 @@ from runtime.text import columns
 from runtime.untrusted import read_json
 
 from . import table
-from .gate import check_labeled
+from .gate import check_labeled, positive_control
 from .rows import dispersive, layer_sync, method, vanilla
 from .runs import Run
 from .sweep import Experiment, Setting, sweep
@@ -29,7 +29,7 @@ BASELINE = "vanilla"
 # The color of a method in every panel of the figure.
 COLORS = {
     BASELINE: "0.35", "layer_sync": "C0", "dispersive": "C1", "layer_sync-first": "C3",
-    "sra": "C2", "sra2": "C4",
+    "sra": "C2", "sra2": "C4", "positive-control": "C5",
 }  # fmt: skip
 
 QUARTERS = ("t 0 to ¼ (noise)", "t ¼ to ½", "t ½ to ¾", "t ¾ to 1 (data)")
@@ -39,7 +39,8 @@ Shown = Callable[[dict[str, Any]], str]  # what a cell says of a method
 def runs(setting: Setting) -> list[Run]:
     """LayerSync is switched on after a tenth of the run; of all a checkpoint is kept, and the
     features are looked at, every tenth. `layer_sync-first` has the first block for its student, the
-    one that knows least: the widest gap that the teacher can have."""
+    one that knows least: the widest gap that the teacher can have. The positive control says how
+    much there is to gain."""
     late = {"reg_start": setting.tenth}
     kept = {"ckpt_every": setting.tenth, "keep_last": 0}
     terms = [
@@ -48,6 +49,7 @@ def runs(setting: Setting) -> list[Run]:
         layer_sync("layer_sync-first", encoder_depth=1, **late),
         method("sra"),
         method("sra2"),
+        positive_control(setting),
     ]
     watched = [replace(row, flags=row.flags | {"telemetry_every": setting.tenth}) for row in terms]
     return [replace(row, flags=row.flags | kept) for row in (vanilla(), *watched)]

@@ -5,6 +5,7 @@ python -m experiments.gate --preset fashion-mnist-s --max-steps 1000 --seeds 0 1
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from runtime.text import columns
 from . import table
 from .rows import layer_sync, vanilla
 from .runs import Run, Step
-from .scoring import classifier_file
+from .scoring import classifier_file, data_words
 from .sweep import Experiment, Setting, sweep
 
 NOISE = 0.3  # share of noise in what the probed features see
@@ -33,26 +34,22 @@ LEAST_SEEDS = 3  # an interval over two is twelve of their deviations wide
 GAIN = 0.01  # of vanilla's loss, that a setting has to be able to show
 
 
-def features_folder(setting: Setting) -> Path:
-    return setting.results / f"features-{setting.dataset}"
-
-
 def runs(setting: Setting) -> list[Run]:
     quarter = {"ckpt_every": max(1, setting.steps // 4), "keep_last": 0}
-    target = (setting.student, str(features_folder(setting)), 1.0)
-    control = {"loss_type": "external", "targets": repr([target]), "reg_weight": 0.5}
-    rows = [vanilla(), layer_sync(), Run("positive-control", control)]
-    return [Run(row.name, row.flags | quarter) for row in rows]
+    rows = [vanilla(), layer_sync(), positive_control(setting)]
+    return [replace(row, flags=row.flags | quarter) for row in rows]
 
 
-def prepare(setting: Setting) -> list[Step]:
-    """Features of the classifier that the samples are scored by, too."""
-    out = features_folder(setting)
+def positive_control(setting: Setting) -> Run:
+    """What should help if any alignment does: the student is pulled towards features of the
+    classifier that the samples are scored by."""
+    out = setting.results / f"features-{setting.dataset}"
     extractor = f"classifier:{classifier_file(setting.results, setting.dataset)}"
     words = ["-m", "methods.features", setting.dataset, "--extractor", extractor]
-    if setting.data_path:
-        words += ["--data-path", setting.data_path]
-    return [Step(out.name, [*words, "--out", str(out)], out / "features.json")]
+    words += [*data_words(setting.samples_path), "--out", str(out)]
+    target = (setting.student, str(out), 1.0)
+    flags = {"loss_type": "external", "targets": repr([target]), "reg_weight": 0.5}
+    return Run("positive-control", flags, needs=(Step(out.name, words, out / "features.json"),))
 
 
 def verdict(folders: list[Path], out: Path) -> None:
@@ -214,7 +211,7 @@ def check_samples(setting: Setting) -> None:
 
 GATE = Experiment(
     "gate", "Gate: is there anything to hand on?", ("digits", "fashion-mnist-s"), runs,
-    check=check_samples, prepare=prepare, finish=verdict,
+    check=check_samples, finish=verdict,
 )  # fmt: skip
 main = partial(sweep, GATE)
 

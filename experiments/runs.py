@@ -23,6 +23,14 @@ PARENT = "parent"  # folder of the run that another one starts from, in that one
 LAST_LINES = 8  # of a failed step's log that are shown
 
 
+class Step(NamedTuple):
+    """A command and the file that it leaves, complete or not at all, when it is done."""
+
+    name: str
+    words: list[str]  # after `python`, as a person types them in the repository's root
+    output: Path
+
+
 @dataclass(frozen=True)
 class Run:
     """A row of a table under one preset; a sweep repeats it for every seed."""
@@ -35,14 +43,7 @@ class Run:
     paper: dict[str, float] = field(default_factory=dict)  # the published number of each score
     pool: str | None = None  # rows of one name here have a row of their mean besides
     baseline: str | None = None  # name of the row that this one is compared to; None: the first
-
-
-class Step(NamedTuple):
-    """A command and the file that it leaves, complete or not at all, when it is done."""
-
-    name: str
-    words: list[str]  # after `python`, as a person types them in the repository's root
-    output: Path
+    needs: tuple[Step, ...] = ()  # made once, before all runs that need it
 
 
 class Failure(NamedTuple):

@@ -111,7 +111,6 @@ class Experiment:
     measures: dict[str, tuple[str, ...]] = field(default_factory=dict)
     # Refuses data that it can make nothing of, before days of training.
     check: Callable[[Setting], None] | None = None
-    prepare: Callable[[Setting], list[Step]] | None = None  # what its runs need besides
     finish: Callable[[list[Path], Path], None] | None = None  # of the run folders, into a folder
 
 
@@ -140,10 +139,9 @@ def sweep(experiment: Experiment) -> None:
         if note := slow_ema(config.ema_decay, config.max_steps):
             notes.append(f"{note} (behind a lone --)")
         settings.append(setting)
-        prepared = experiment.prepare(setting) if experiment.prepare else []
-        preparations |= {step.output: step for step in prepared}
         plan = Plan(experiment, setting, config, scoring, flags, shared)
         rows = chosen_rows(experiment.runs(setting), flags.rows)
+        preparations |= {step.output: step for _, row in rows for step in row.needs}
         for seed in flags.seeds:  # a sweep that is stopped leaves whole pairs of equal seed
             for index, row in rows:
                 runs.append(planned(plan, dataclasses.replace(row, seed=seed), index))
