@@ -31,7 +31,7 @@ from runtime.untrusted import parsed
 from training import Trainer, build, needs_of, with_length
 
 if TYPE_CHECKING:
-    from evaluations.images.in_training import TrainingScore
+    from evaluations.in_training import TrainingScore
 
 
 def main() -> None:
@@ -247,9 +247,13 @@ def score_of(
     """What --score-every computes; opened before the run, so that it is refused before it."""
     if not config.score_every:
         return None
-    from evaluations.images.in_training import TrainingScore
+    if isinstance(domain, domains.MotionDomain):
+        from evaluations.motion.in_training import MotionScore
 
-    return TrainingScore(config, domain, ranks, folder)
+        return MotionScore(config, domain, ranks)
+    from evaluations.images.in_training import ImageScore
+
+    return ImageScore(config, domain, ranks, folder)
 
 
 def print_dry_run(config: TrainConfig, model: Denoiser) -> None:

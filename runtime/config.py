@@ -160,7 +160,8 @@ class TrainConfig(TransportFlags):
     score_every: int = 0  # steps per score of the EMA model; 0: none
     score_samples: int = 500  # unguided samples per score, of the same seeds every time
     score_extractor: str = "classifier"  # of evaluations.images; this one is trained on the data
-    score_reference: str | None = None  # real images, an .npz say; None: those of the data set
+    # real images, an .npz say, None: those of the data set; of motions the evaluator's folder
+    score_reference: str | None = None
 
     # start
     resume: Literal["auto"] | None = None  # go on with the newest run of this model and name

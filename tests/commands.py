@@ -2,6 +2,7 @@
 torchrun's agent, or under torchrun itself."""
 
 import io
+import json
 import multiprocessing
 import os
 import resource
@@ -140,6 +141,13 @@ def launched(script: str, *arguments, **how) -> Result:
     result = launch(script, *arguments, **how)
     assert result.code == 0, result.err
     return result
+
+
+def score_rows(results: Path) -> list[dict]:
+    """What --score-every has logged, of the one run of a results folder."""
+    (log,) = results.glob("*/log.jsonl")
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    return [row for row in found if "scores" in row]
 
 
 @contextmanager

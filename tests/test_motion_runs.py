@@ -344,6 +344,11 @@ def test_what_is_for_pictures_is_not_for_motion(run, flags, data, tmp_path):
         assert sentence in refused("train", *flags, *more, "--results-dir", tmp_path / "r")
 
 
-def test_scores_of_pictures_are_not_for_motion(flags, tmp_path):
-    said = refused("train", *flags, "--score-every", 10, "--results-dir", tmp_path / "r")
-    assert "--score-every: motions are scored by python -m evaluations.motion" in said
+def test_motions_are_scored_in_training_by_an_evaluator(flags, tmp_path):
+    words = [*flags, "--score-every", 10, "--max-steps", 1, "--results-dir", tmp_path / "r"]
+    assert "give --score-reference FOLDER, T2M's" in refused("train", *words)
+    words += ["--score-reference", tmp_path]
+    assert "--score-samples 500: motions are scored by 32" in refused("train", *words)
+    few = refused("train", *words, "--score-samples", 32)
+    assert "clips in its test split, and R-precision is among 32" in few
+    assert not (tmp_path / "r").exists()

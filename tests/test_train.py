@@ -33,6 +33,7 @@ from tests.commands import (
     launch,
     launched,
     refused,
+    score_rows,
     succeed,
     torchrun,
 )
@@ -786,12 +787,6 @@ def test_a_full_disk_ends_training_with_one_sentence_and_the_next_run_goes_on(tm
     assert checkpoint_of(tmp_path, 6)["train_steps"] == 6
 
 
-def score_rows(results):
-    (log,) = results.glob("*/log.jsonl")
-    found = [json.loads(line) for line in log.read_text().splitlines()]
-    return [row for row in found if "scores" in row]
-
-
 def test_the_ema_model_is_scored_while_it_trains_on_the_same_seeds(tmp_path, digits_classifier):
     """The classifier is given to one process; two train it themselves."""
     (tmp_path / "one").mkdir()
@@ -838,6 +833,7 @@ def test_scores_that_cannot_be_are_refused_before_the_run(tmp_path):
     latents = [*TINY, "--dataset_name", "synthetic", "--image-size", 64, "--global-batch-size", 4]
     assert "give --score-reference" in refused("train", *latents, *flags)
     for words, sentence in [
+        (["--num-classes", 0], "give classifier:FILE"),
         (["--score-extractor", "vgg"], "unknown --extractor"),
         (["--score-reference", tmp_path / "gone.npz"], "gone.npz: there is no such file"),
         (["--score-samples", 3], "--score-samples 3: give 4 or more"),

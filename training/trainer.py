@@ -282,21 +282,22 @@ class Trainer:
         )
 
     def generate(self, numbers: range) -> tuple[Tensor, Tensor]:
-        """Unguided EMA samples by their numbers: uint8 (B, C, H, W), and their classes (B,)."""
-        x, y = self.sample(numbers)
-        return self.codec.decode(x), y
+        """Unguided EMA samples (B, ...) by their numbers, as the data are, and their choices (B,),
+        in the order of an evaluation."""
+        x, chosen = self.sample(numbers)
+        return self.codec.decode(x), chosen
 
     @torch.no_grad()
     def sample(
         self, numbers: range, *, chosen: Tensor | None = None, cfg_scale: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """What the EMA model draws (B, C, *axes), and choices of the domain (B,), random ones
-        unless given."""
+        """What the EMA model draws (B, C, *axes), and choices of the domain (B,), those of its
+        evaluation unless given."""
         domain = self.domain
         scale = cfg_scale if self.model.is_conditional else 1.0  # else both halves are the same
         streams = SampleStreams(numbers, self.config.global_seed, self.ranks.device)
         z, drawn = streams.start(domain.shape, domain.choices)
-        chosen = drawn if chosen is None else chosen
+        chosen = domain.chosen(numbers, drawn) if chosen is None else chosen
         sample = Sampler(self.transport).sample_few(
             guidance=Guidance(scale, self.model.null, domain.guided_channels),
             randn=streams.like,

@@ -1,27 +1,28 @@
-"""`train.py --score-every`: a score of the EMA model as it trains, on the same seeds every time."""
+"""`train.py --score-every` of pictures, clips and sounds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import domains
 from evaluations.extractors import Extractor, open_extractor
 from evaluations.extractors import classifier as classifiers
 from evaluations.extractors.classifier import Classifier
+from evaluations.in_training import Draw, TrainingScore
 from runtime.config import TrainConfig
 from runtime.distributed import Ranks
 from runtime.errors import InputError
 
 from .evaluator import Evaluator
 from .scores import How
-from .sources import Block, Real, held_out_of, open_images, size_of, training_of
+from .sources import Block, Real, held_out_of, open_images, single_labels, size_of, training_of
 
 BATCH = 50
 MOST_REAL = 50_000  # images of the data set that the samples are held against
 CLASSIFIER = "classifier.pt"
-Draw = Callable[[range], tuple[Tensor, Tensor]]  # numbers -> uint8 (B, C, H, W) and classes (B,)
 
 
 class Drawn:
@@ -30,18 +31,22 @@ class Drawn:
     def __init__(self, domain: domains.Domain, count: int, draw: Draw) -> None:
         self.name, self.shape = "samples", domain.raw_shape
         self.frame_stride, self.rate = domain.frame_stride, domain.rate
-        self.labeled, self.count, self.draw = domain.num_classes > 0, count, draw
+        self.domain, self.count, self.draw = domain, count, draw
 
     def __len__(self) -> int:
         return self.count
 
     def blocks(self, numbers: range, size: int) -> Iterator[Block]:
         for first in range(numbers.start, numbers.stop, size):
-            raw, y = self.draw(range(first, min(first + size, numbers.stop)))
-            yield Block(raw, y.cpu() if self.labeled else None)
+            raw, chosen = self.draw(range(first, min(first + size, numbers.stop)))
+            yield Block(raw, self.classes(chosen) if self.domain.num_classes else None)
+
+    def classes(self, chosen: Tensor) -> Tensor | None:
+        y = torch.from_numpy(self.domain.labels(chosen))
+        return single_labels(y) if self.domain.multi_label else y
 
 
-class TrainingScore:
+class ImageScore(TrainingScore):
     """Scores a model by samples of --score-samples seeds; every rank draws its share.
 
     Args:
@@ -55,8 +60,6 @@ class TrainingScore:
     def __init__(
         self, config: TrainConfig, domain: domains.Domain, ranks: Ranks, folder: Path | None
     ) -> None:
-        if domain.pads:
-            raise InputError("--score-every: motions are scored by python -m evaluations.motion")
         if config.score_samples % ranks.size:
             raise InputError(
                 f"--score-samples {config.score_samples} is not divisible by {ranks.size} processes"
@@ -75,8 +78,7 @@ class TrainingScore:
         self.evaluator = Evaluator(real, self.extractor, ranks, how, batch=BATCH, progress=False)
 
     def try_out(self, draw: Draw) -> None:
-        """Find out before the run whether its samples can be scored.
-
+        """
         Raises:
             InputError: the codec cannot decode, or the extractor wants other images.
         """
@@ -93,7 +95,6 @@ class TrainingScore:
         return self.evaluator.evaluate(drawn, with_floor=False)["scores"]
 
     def facts(self) -> dict[str, Any]:
-        """What a row of scores depends on."""
         real = self.evaluator.real.images.name
         return {"images": self.count, "extractor": self.extractor.name, "reference": real}
 
@@ -119,5 +120,10 @@ def opened_extractor(
         raise InputError(
             "--score-extractor classifier trains on images, and these are latents: give "
             "--score-extractor classifier:FILE or inception"
+        )
+    if not domain.num_classes:
+        raise InputError(
+            "--score-extractor classifier is trained on classes, and the model has none: give "
+            "classifier:FILE, which python -m evaluations.images train-classifier makes"
         )
     return ranks.from_main(lambda: classifiers.train(domain)).to(ranks.device)

@@ -32,12 +32,13 @@ class Embedded(NamedTuple):
         return [Embedded(*part) for part in parts]
 
 
-def embed(evaluator: Evaluator, batches: Iterable[Batch], bar: tqdm) -> Embedded:
+def embed(evaluator: Evaluator, batches: Iterable[Batch], bar: tqdm | None = None) -> Embedded:
     texts, motions = [], []
     for batch in batches:
         texts.append(evaluator.read(batch.captions))
         motions.append(evaluator.see(batch.motions, batch.lengths))
-        bar.update(len(batch.lengths))
+        if bar is not None:
+            bar.update(len(batch.lengths))
     return Embedded(torch.cat(texts), torch.cat(motions))
 
 

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+import domains
 from domains.humanml3d import Caption, read_clips
 from evaluations.motion.batches import Batch
+from evaluations.motion.in_training import MotionScore
 from evaluations.motion.networks import Matching, load
 from evaluations.motion.report import warnings_of
 from evaluations.motion.words import FILES, read_vocabulary
 from experiments import motion_evaluator
+from runtime.config import TrainConfig
+from runtime.distributed import start_alone
 from runtime.files import write_json
-from tests.commands import call, succeed
+from tests.commands import call, launched, score_rows, succeed
 from tests.evaluations.captioned_motions import write_humanml3d
 
 COMMAND, TRAINER = "evaluations.motion.__main__", "experiments.motion_evaluator"
@@ -102,6 +106,43 @@ def test_real_motions_as_samples_score_as_the_real_row(result):
     for name in ("matching_score", "diversity"):
         assert mean(found, "samples", name) == pytest.approx(mean(found, "real", name), rel=0.15)
     assert mean(found, "samples", "fd_trained") < 0.1
+
+
+def test_the_score_in_training_is_the_commands(data, trained, real, tmp_path):
+    """Of the same motions: there they are drawn by number, here they are in a file."""
+    motions, asked = (part[:CLIPS].astype(np.float32 if part.ndim == 3 else int) for part in real)
+    found, _ = scored(tmp_path / "one.npz", (motions, asked), data, trained[0])
+    domain = domains.build("humanml3d", image_size=196, data_path=str(data), text_encoder="none")
+    config = TrainConfig(
+        dataset_name="humanml3d", data_path=str(data), score_samples=CLIPS,
+        score_reference=str(trained[0]),
+    )  # fmt: skip
+    score = MotionScore(config, domain, start_alone("test", "cpu"))
+
+    def draw(numbers):
+        raw = torch.from_numpy(motions[numbers.start : numbers.stop]).transpose(1, 2)
+        return raw, torch.from_numpy(2 * asked[numbers.start : numbers.stop, 0])
+
+    score.try_out(draw)
+    assert score(draw) == found["scores"]
+    assert score.facts()["images"] == CLIPS and "small/steps" in score.facts()["extractor"]
+
+
+def test_two_processes_score_motions_as_one_and_resumed_runs_too(data, trained, tmp_path):
+    words = (
+        f"--preset motions --text-encoder none --image-size 48 --hidden-size 32 --num-heads 2 "
+        f"--sample-every 0 --device cpu --data-path {data} --score-every 2 --score-samples 64 "
+        f"--score-reference {trained[0]} --global-batch-size 4 --resume auto"
+    ).split()
+    for name, processes, stops in (("one", 1, [4]), ("two", 2, [4]), ("parts", 1, [2, 4])):
+        for stop in stops:
+            folder = ["--results-dir", tmp_path / name, "--max-steps", stop]
+            launched("train", *words, *folder, processes=processes)
+    one, two, parts = (score_rows(tmp_path / name) for name in ("one", "two", "parts"))
+    assert [row["step"] for row in one] == [2, 4] and one == parts
+    assert one[0]["scores"]["fd_trained"] != one[1]["scores"]["fd_trained"]
+    for a, b in zip(one, two, strict=True):
+        assert a["scores"] == pytest.approx(b["scores"], rel=1e-3)
 
 
 def test_shuffled_captions_score_by_chance_at_the_same_distance(data, trained, real, result,
