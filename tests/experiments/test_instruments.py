@@ -18,7 +18,7 @@ from experiments.instruments import vae
 from experiments.instruments.__main__ import Render
 from experiments.instruments.midi import INSTRUMENTS, Note, midi_file, phrase, variable_length
 from experiments.instruments.rendering import tracks
-from tests.commands import refused, succeed
+from tests.commands import refused, score_rows, succeed
 from tests.domains.music import save_oobleck, tone, write_bands
 
 pytest.importorskip("av")
@@ -197,19 +197,21 @@ def test_a_vae_of_another_rate_is_refused(bands, tmp_path):
 def test_table_3_runs_small(bands, here, tmp_path):
     results = tmp_path / "results"
     domain = domains.build("instruments", data_path=str(bands), vae="none")
-    classifier.train(domain, steps=20, batch=32).save(
-        (results.mkdir() or results) / "classifier-instruments.pt"
-    )
+    file = (results.mkdir() or results) / "classifier-instruments.pt"
+    classifier.train(domain, steps=20, batch=32).save(file)
     small = ["--preset", "instruments", "--max-steps", 2, "--samples", 8, "--device", "cpu"]
     words = ["--data-path", bands, "--vae", save_oobleck(tmp_path / "vae", rate=16_000)]
     words += ["--depth", 4, "--hidden-size", 16, "--num-heads", 2, "--global-batch-size", 2]
-    words += ["--no-tensorboard", "--sample-every", 0]
+    words += ["--no-tensorboard", "--sample-every", 0, "--score-every", 2, "--score-samples", 40]
+    words += ["--score-extractor", f"classifier:{file}"]
     said = succeed("experiments.table3", *small, "--results", results, "--", *words)
     assert "2 of 2 runs are finished" in said.out
     table = (results / "table3/table.md").read_text()
     assert "| instruments-vanilla | 2 | 0 |" in table and "fd_classifier" in table
     score = Path(results / "table3/instruments-layer_sync-seed0/samples.score.json")
     assert json.loads(score.read_text())["reference"]["name"] == "instruments"
+    (row,) = score_rows(score.parent)  # every sample has the labels of a track, not its number
+    assert row["images"] == 40 and 0 <= row["scores"]["accuracy"] <= 1
 
 
 def test_runs_on_latents_are_scored_beside_the_sounds_they_were_made_of(bands, tmp_path):
