@@ -39,8 +39,8 @@ Shown = Callable[[dict[str, Any]], str]  # what a cell says of a method
 def runs(setting: Setting) -> list[Run]:
     """LayerSync is switched on after a tenth of the run; of all a checkpoint is kept, and the
     features are looked at, every tenth. `layer_sync-first` has the first block for its student, the
-    one that knows least: the widest gap that the teacher can have. The positive control says how
-    much there is to gain."""
+    one that knows least: the widest gap that the teacher can have. The positive control, on from
+    the first step, says how much there is to gain."""
     late = {"reg_start": setting.tenth}
     kept = {"ckpt_every": setting.tenth, "keep_last": 0}
     terms = [

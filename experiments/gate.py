@@ -25,7 +25,7 @@ from runtime.text import columns
 from . import table
 from .rows import layer_sync, vanilla
 from .runs import Run, Step
-from .scoring import classifier_file, data_words
+from .scoring import data_words
 from .sweep import Experiment, Setting, sweep
 
 NOISE = 0.3  # share of noise in what the probed features see
@@ -41,11 +41,10 @@ def runs(setting: Setting) -> list[Run]:
 
 
 def positive_control(setting: Setting) -> Run:
-    """What should help if any alignment does: the student is pulled towards features of the
-    classifier that the samples are scored by."""
+    """What should help if any alignment does: the student is pulled, from the first step on,
+    towards features of the network that the samples are scored by, which was trained on classes."""
     out = setting.results / f"features-{setting.dataset}"
-    extractor = f"classifier:{classifier_file(setting.results, setting.dataset)}"
-    words = ["-m", "methods.features", setting.dataset, "--extractor", extractor]
+    words = ["-m", "methods.features", setting.dataset, "--extractor", setting.extractor]
     words += [*data_words(setting.samples_path), "--out", str(out)]
     target = (setting.student, str(out), 1.0)
     flags = {"loss_type": "external", "targets": repr([target]), "reg_weight": 0.5}

@@ -38,7 +38,7 @@ from .table import (
 
 PAGE = ROOT / "RESULTS.md"
 SCORED = "scores/"  # before the names of what logs hold of --score-every
-DISTANCE = re.compile(r"fd_|fad|F[IAV]D$|Frechet")
+DISTANCE = re.compile(r"fd_|fad|\bfid\b|F[IAV]D$|Frechet")
 ABOUT_SUMMARY = """
 Every interval is one of many: of twenty without any effect one is expected to leave out zero.
 Runs that several sweeps have made stand here once, as they were scored by the most samples.

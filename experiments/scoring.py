@@ -66,7 +66,7 @@ class Scoring:
         share, because scores are comparable only under one."""
         if self.extractor != "classifier":
             return self, []
-        file = classifier_file(results, config.dataset_name)
+        file = results / f"classifier-{config.dataset_name}.pt"
         words = ["-m", "evaluations.images", "train-classifier"]
         words += ["--dataset_name", config.dataset_name, "--out", str(file)]
         words += data_words(self.samples_folder(config))
@@ -116,10 +116,6 @@ SCORINGS: dict[str, Scoring] = {  # --dataset_name -> its own; all others as the
 
 # Networks that others trained are sampled as they say: --model -> --protocol.
 PROTOCOL_OF = {"Wan2.1": "wan", "CogVideoX": "cogvideox"}
-
-
-def classifier_file(results: Path, dataset: str) -> Path:
-    return results / f"classifier-{dataset}.pt"
 
 
 def data_words(folder: str | None) -> list[str]:

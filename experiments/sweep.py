@@ -79,6 +79,7 @@ class Setting(NamedTuple):
     data_path: str | None
     samples_path: str | None  # --reference, where that is the samples' folder; else data_path
     results: Path
+    extractor: str  # that samples are scored by
     depth: int
     steps: int
     student: int
@@ -213,7 +214,7 @@ def setting_of(preset: str, config: TrainConfig, scoring: Scoring, results: Path
         student, teacher = default_pair(depth)
     return Setting(
         preset, config.dataset_name, config.data_path, scoring.samples_folder(config), results,
-        depth, config.max_steps, config.encoder_depth or student,
+        scoring.extractor, depth, config.max_steps, config.encoder_depth or student,
         config.gt_encoder_depth or teacher, config.similarity,
         (published_weight(config.similarity, depth) or default_weight(depth))
         if config.reg_weight is None else config.reg_weight,

@@ -347,6 +347,8 @@ def test_what_is_for_pictures_is_not_for_motion(run, flags, data, tmp_path):
 def test_motions_are_scored_in_training_by_an_evaluator(flags, tmp_path):
     words = [*flags, "--score-every", 10, "--max-steps", 1, "--results-dir", tmp_path / "r"]
     assert "give --score-reference FOLDER, T2M's" in refused("train", *words)
+    said = refused("train", *words, "--score-extractor", "inception")
+    assert "motions are scored by the evaluator of --score-reference, leave it out" in said
     words += ["--score-reference", tmp_path]
     assert "--score-samples 500: motions are scored by 32" in refused("train", *words)
     few = refused("train", *words, "--score-samples", 32)

@@ -124,6 +124,7 @@ def opened_extractor(
     if not domain.num_classes:
         raise InputError(
             "--score-extractor classifier is trained on classes, and the model has none: give "
-            "classifier:FILE, which python -m evaluations.images train-classifier makes"
+            "classifier:FILE, which python -m evaluations.images train-classifier makes of data "
+            "that have some, or inception"
         )
     return ranks.from_main(lambda: classifiers.train(domain)).to(ranks.device)

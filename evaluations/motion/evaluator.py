@@ -100,7 +100,7 @@ def found(folder: Path, places: tuple[str, ...]) -> Path:
         if (folder / place).is_file():
             return folder / place
     raise InputError(
-        f"--evaluator {folder} has no {Path(places[0]).name}: looked for {', '.join(places)}; "
+        f"{folder} has no {Path(places[0]).name}: looked for {', '.join(places)}; "
         "MDM's folder after its prepare/download_t2m_evaluators.sh and download_glove.sh has all "
         "parts, or train one with python -m experiments.motion_evaluator"
     )

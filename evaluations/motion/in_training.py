@@ -1,5 +1,6 @@
 """`train.py --score-every` of motions: T2M's scores of the EMA model as it trains."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ class MotionScore(TrainingScore):
     """
 
     def __init__(self, config: TrainConfig, domain: domains.MotionDomain, ranks: Ranks) -> None:
+        if config.score_extractor != TrainConfig.score_extractor:
+            raise InputError(
+                f"--score-extractor {config.score_extractor}: motions are scored by the evaluator "
+                "of --score-reference, leave it out"
+            )
         if config.score_reference is None:
             raise InputError(
                 "--score-every: motions are scored by an evaluator; give --score-reference FOLDER, "
@@ -69,6 +75,8 @@ class MotionScore(TrainingScore):
 
         def measured() -> dict[str, float]:
             seen = Embedded(*(torch.cat(of) for of in zip(*parts, strict=True)))
+            if not seen.motions.isfinite().all():  # whether to go on is for the run to say
+                return {self.evaluator.distance: math.nan}
             return scores(seen, self.real, self.evaluator.distance, 0, "pairs", 0)
 
         return self.ranks.from_main(measured)

@@ -1,6 +1,7 @@
 """python -m evaluations.motion from end to end, with an evaluator that is trained here."""
 
 import json
+import math
 import re
 import shutil
 
@@ -125,6 +126,9 @@ def test_the_score_in_training_is_the_commands(data, trained, real, tmp_path):
 
     score.try_out(draw)
     assert score(draw) == found["scores"]
+    motions[:] = math.nan
+    (nothing,) = score(draw).values()
+    assert math.isnan(nothing)  # a model that breaks down is the run's to judge
     assert score.facts()["images"] == CLIPS and "small/steps" in score.facts()["extractor"]
 
 

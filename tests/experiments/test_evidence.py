@@ -63,8 +63,9 @@ def test_a_method_is_compared_with_vanilla_alone_whatever_else_was_run():
 
 
 def test_the_whole_command_on_tiny_runs(results, here):
-    """Six methods; finished ones are judged again without training."""
+    """Seven rows; finished ones are judged again without training."""
     methods = ["vanilla", "layer_sync", "dispersive", "layer_sync-first", "sra", "sra2"]
+    methods.append("positive-control")
     words = ["--preset", "digits", "--max-steps", 4, "--samples", 20]
     words += ["--device", "cpu", "--results", results, *TINY]
     said = succeed("experiments.evidence", *words)
@@ -107,7 +108,12 @@ def test_it_is_planned_where_the_data_are_not(tmp_path):
     words = ["--preset", "evidence-cpu", "--results", tmp_path / "results"]
     elsewhere = ["--", "--data-path", tmp_path / "none"]
     planned = succeed("experiments.evidence", *words, "--dry-run", *elsewhere).out
-    assert planned.count("python train.py --preset evidence-cpu") == 6
+    assert planned.count("python train.py --preset evidence-cpu") == 7
+    (look,) = (line for line in planned.splitlines() if "methods.features" in line)
+    assert f"--extractor classifier:{tmp_path}" in look and "train-classifier" in planned
+    imagenet = ["--", "--dataset_name", "imagenet-1k", "--data-path", tmp_path / "none"]
+    planned = succeed("experiments.evidence", *words, "--dry-run", *imagenet).out
+    assert "methods.features imagenet-1k --extractor inception" in planned
     said = refused("experiments.evidence", *words, *elsewhere)
     assert "train-images" in said or "t10k-images" in said
     assert not (tmp_path / "results").exists()
