@@ -43,7 +43,7 @@ class Run:
     paper: dict[str, float] = field(default_factory=dict)  # the published number of each score
     pool: str | None = None  # rows of one name here have a row of their mean besides
     baseline: str | None = None  # name of the row that this one is compared to; None: the first
-    needs: tuple[Step, ...] = ()  # made once, before all runs that need it
+    needs: tuple[Step, ...] = ()  # made once, before all runs that need it; each takes --device
 
 
 class Failure(NamedTuple):

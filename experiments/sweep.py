@@ -142,7 +142,8 @@ def sweep(experiment: Experiment) -> None:
         settings.append(setting)
         plan = Plan(experiment, setting, config, scoring, flags, shared)
         rows = chosen_rows(experiment.runs(setting), flags.rows)
-        preparations |= {step.output: step for _, row in rows for step in row.needs}
+        for step in (step for _, row in rows for step in row.needs):
+            preparations[step.output] = step._replace(words=[*step.words, *device_words(flags)])
         for seed in flags.seeds:  # a sweep that is stopped leaves whole pairs of equal seed
             for index, row in rows:
                 runs.append(planned(plan, dataclasses.replace(row, seed=seed), index))

@@ -105,12 +105,13 @@ def test_rows_without_vanilla_leave_what_was_judged_before(tmp_path, capsys, mon
 
 def test_it_is_planned_where_the_data_are_not(tmp_path):
     """On a cluster's login node, say; what runs asks for the data before anything is trained."""
-    words = ["--preset", "evidence-cpu", "--results", tmp_path / "results"]
+    words = ["--preset", "evidence-cpu", "--results", tmp_path / "results", "--device", "cpu"]
     elsewhere = ["--", "--data-path", tmp_path / "none"]
     planned = succeed("experiments.evidence", *words, "--dry-run", *elsewhere).out
     assert planned.count("python train.py --preset evidence-cpu") == 7
     (look,) = (line for line in planned.splitlines() if "methods.features" in line)
-    assert f"--extractor classifier:{tmp_path}" in look and "train-classifier" in planned
+    assert f"--extractor classifier:{tmp_path}" in look and look.endswith("--device cpu")
+    assert "train-classifier" in planned
     imagenet = ["--", "--dataset_name", "imagenet-1k", "--data-path", tmp_path / "none"]
     planned = succeed("experiments.evidence", *words, "--dry-run", *imagenet).out
     assert "methods.features imagenet-1k --extractor inception" in planned
