@@ -13,14 +13,18 @@ import tyro
 
 from evaluations import pages
 from evaluations.metrics import mean_interval
+from models.names import NETWORKS, architecture
 from runtime import checkpoint
+from runtime.config import TrainConfig, parse
 from runtime.entry import run, speaks
 from runtime.errors import InputError
+from runtime.presets import PRESETS
 from runtime.resume import FIXED_ONCE
 from runtime.text import columns
 from runtime.untrusted import shown
 
 from .publish import FOLDER, TRAINING, flags_of, load
+from .runs import as_words
 from .table import OF_THE_MACHINE, Result, log_rows
 
 # Half of a band is so many deviations of the reference's seeds: those at that step, or those of all
@@ -107,16 +111,28 @@ def main() -> None:
 
 def references_of(folder: Path) -> dict[str, list[Result]]:
     """Published runs by name, those that differ in their seed alone together. Where several files
-    have a name, it is that of the longest runs, and the others are FILE/NAME."""
-    groups: dict[tuple[str, str], list[Result]] = {}
+    have a name, it is that of the runs nearest to their preset, of these the longest; the others
+    are FILE/NAME."""
+    homes: dict[str, dict[str, list[Result]]] = {}  # by name, then by file
     for path in sorted(folder.glob("*.json")):
         for result in load(path).results:
-            groups.setdefault((path.stem, result.record["name"]), []).append(result)
-    longest = sorted(groups, key=lambda key: -groups[key][0].record["max_steps"])
+            of_files = homes.setdefault(result.record["name"], {})
+            of_files.setdefault(path.stem, []).append(result)
     found: dict[str, list[Result]] = {}
-    for file, name in longest:
-        found[f"{file}/{name}" if name in found else name] = groups[file, name]
+    for name, of_files in homes.items():
+        own, *others = sorted(of_files, key=lambda file: claim(of_files[file][0].record))
+        found[name] = of_files[own]
+        found |= {f"{file}/{name}": of_files[file] for file in others}
     return dict(sorted(found.items()))
+
+
+def claim(record: dict[str, Any]) -> tuple[int, int]:
+    """The less, the more a published run is what one understands by its name: how many flags of
+    training it has otherwise than its row of its preset, and how short it is."""
+    words = ["--preset", record["preset"], *as_words(record.get("flags", {}))]
+    plain, own = vars(parse(TrainConfig, PRESETS, words)), flags_of(record)
+    changed = sum(own[name] != plain[name] for name in TRAINING if name in own)
+    return changed, -record["max_steps"]
 
 
 def nearest(here: Seen, references: dict[str, list[Result]]) -> str:
@@ -146,8 +162,9 @@ def nearest(here: Seen, references: dict[str, list[Result]]) -> str:
 
 def unlikeness(here: Seen, there: Seen, record: dict[str, Any]) -> tuple[float, ...]:
     """How unlike they are, by rank: flags that differ, flags of which one side says nothing, how
-    many times as long the longer one is. A reference's flags are those of its command, where a
-    run's own have the defaults filled in: its pair is its record's."""
+    many times as long the longer one is, curves that the reference has not. A reference's flags are
+    those of its command, where a run's own have the defaults filled in: its pair is its record's.
+    """
     student, teacher = record.get("pair") or (None, None)
     flags = {"encoder_depth": student, "gt_encoder_depth": teacher}
     flags |= {name: value for name, value in there.flags.items() if value is not None}
@@ -155,7 +172,8 @@ def unlikeness(here: Seen, there: Seen, record: dict[str, Any]) -> tuple[float, 
     apart = sum(None not in pair and pair[0] != pair[1] for pair in said)
     open_ = sum((pair[0] is None) != (pair[1] is None) for pair in said)
     steps = [here.flags.get("max_steps") or here.log[-1]["step"], record["max_steps"]]
-    return apart, open_, max(steps) / max(1, min(steps))
+    curves = ({key for row in one.log for key in row} for one in (here, there))
+    return apart, open_, max(steps) / max(1, min(steps)), len(next(curves) - next(curves))
 
 
 def runs_of(asked: str, references: dict[str, list[Result]], but: Path) -> list[Seen]:
@@ -206,8 +224,13 @@ def differing(here: Seen, there: Sequence[Seen], names: Iterable[str]) -> list[s
 
 
 def known(flags: dict[str, Any]) -> dict[str, Any]:
-    """With what older runs do not record; none, where none are known."""
-    return FIXED_ONCE | flags if flags else {}
+    """With what older runs do not record, and the size that a model's name stands for; none, where
+    none are known."""
+    if not flags:
+        return {}
+    asked = {name: flags.get(name) for name in ("depth", "hidden_size", "num_heads")}
+    size = architecture(flags["model"], **asked) if flags.get("model") in NETWORKS else {}
+    return FIXED_ONCE | flags | {name: size[name] for name in asked if name in size}
 
 
 def log_of(asked: Path) -> Path:
@@ -278,20 +301,23 @@ def draw(
     """The band, its runs in grey, and the run that is compared."""
     across = min(3, max(1, len(bands)))
     figure, axes = pages.figure_of(-(-max(len(bands), 1) // across), across)
+    handles = {}
     for (name, band), axis in zip(bands.items(), axes.flat, strict=False):
         axis.fill_between(band.steps, band.mean - band.half, band.mean + band.half, color="0.88")
         for one in runs:
-            plot(axis, curve_of(one.log, name), color="0.6", linewidth=1)
-        plot(axis, curves[name], color="C3")
+            handles["references"] = plot(axis, curve_of(one.log, name), color="0.6", linewidth=1)
+        handles[str(flags.log)] = plot(axis, curves[name], color="C3")
         axis.set_title(name)
         axis.set_xlabel("step")
     for axis in axes.flat[len(bands) :]:
         axis.set_axis_off()
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     pages.save(figure, flags.out)
 
 
-def plot(axis: Any, curve: Curve, **style: Any) -> None:
-    axis.plot(list(curve), list(curve.values()), **style)
+def plot(axis: Any, curve: Curve, **style: Any) -> Any:
+    return axis.plot(list(curve), list(curve.values()), **style)[0]
 
 
 if __name__ == "__main__":

@@ -312,6 +312,20 @@ def test_runs_of_one_name_and_different_lengths_are_told_apart(results):
     assert {run.record["max_steps"] for run in found["digits-vanilla"]} == {1000}
 
 
+def test_a_presets_own_runs_have_its_name_however_long_others_are():
+    """Of the committed ones, --against digits-vanilla: six blocks with classes, not 24 without."""
+    runs = compare_run.references_of(publish.FOLDER)["digits-vanilla"]
+    flags = publish.flags_of(runs[0].record)
+    assert (flags["depth"], flags["num_classes"], flags["max_steps"]) == (None, None, 1500)
+
+
+def test_another_size_of_the_model_is_said(tmp_path):
+    run = own_run(tmp_path / "000-SiT", dataset_name="digits", model="SiT-S/2", depth=24)
+    words = ["--out", tmp_path / "c.png", "--against", "digits-vanilla"]
+    said = succeed("experiments.compare_run", run, *words).out
+    assert "--depth is 24 here and 6 there" in said and "--hidden-size is 384 here" in said
+
+
 def test_unknown_references_are_named(results, tmp_path):
     log = written(tmp_path / "log.jsonl", log_of(falling))
     said = refused("experiments.compare_run", log, "--results", results, "--against", "t1-xl")
