@@ -15,15 +15,13 @@ from evaluations import pages
 from evaluations.metrics import mean_interval
 from models.names import NETWORKS, architecture
 from runtime import checkpoint
-from runtime.config import TrainConfig, parse
 from runtime.entry import run, speaks
 from runtime.errors import InputError
-from runtime.presets import PRESETS
 from runtime.resume import FIXED_ONCE
 from runtime.text import columns
 from runtime.untrusted import shown
 
-from .publish import FOLDER, TRAINING, flags_of, load
+from .publish import FOLDER, TRAINING, flags_of, load, parsed
 from .runs import as_words
 from .table import OF_THE_MACHINE, Result, log_rows
 
@@ -129,8 +127,8 @@ def references_of(folder: Path) -> dict[str, list[Result]]:
 def claim(record: dict[str, Any]) -> tuple[int, int]:
     """The less, the more a published run is what one understands by its name: how many flags of
     training it has otherwise than its row of its preset, and how short it is."""
-    words = ["--preset", record["preset"], *as_words(record.get("flags", {}))]
-    plain, own = vars(parse(TrainConfig, PRESETS, words)), flags_of(record)
+    plain = parsed("--preset", record["preset"], *as_words(record.get("flags", {})))
+    own = flags_of(record)
     changed = sum(own[name] != plain[name] for name in TRAINING if name in own)
     return changed, -record["max_steps"]
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +110,13 @@ def flags_of(record: dict[str, Any]) -> dict[str, Any]:
     trained = [words for words in commands if "train.py" in words]
     if not trained:
         return {}
-    return vars(parse(TrainConfig, PRESETS, trained[-1][trained[-1].index("train.py") + 1 :]))
+    return parsed(*trained[-1][trained[-1].index("train.py") + 1 :])
+
+
+@cache
+def parsed(*words: str) -> dict[str, Any]:
+    """The flags of train.py that these words give; a tenth of a second each time."""
+    return vars(parse(TrainConfig, PRESETS, words))
 
 
 def joined(parts: Iterable[str]) -> str:
