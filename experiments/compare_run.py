@@ -127,7 +127,7 @@ def references_of(folder: Path) -> dict[str, list[Result]]:
 def claim(record: dict[str, Any]) -> tuple[int, int]:
     """The less, the more a published run is what one understands by its name: how many flags of
     training it has otherwise than its row of its preset, and how short it is."""
-    plain = parsed("--preset", record["preset"], *as_words(record.get("flags", {})))
+    plain = parsed("--preset", record["preset"], *as_words(record["flags"]))
     own = flags_of(record)
     changed = sum(own[name] != plain[name] for name in TRAINING if name in own)
     return changed, -record["max_steps"]
@@ -163,7 +163,7 @@ def unlikeness(here: Seen, there: Seen, record: dict[str, Any]) -> tuple[float, 
     many times as long the longer one is, curves that the reference has not. A reference's flags are
     those of its command, where a run's own have the defaults filled in: its pair is its record's.
     """
-    student, teacher = record.get("pair") or (None, None)
+    student, teacher = record["pair"]
     flags = {"encoder_depth": student, "gt_encoder_depth": teacher}
     flags |= {name: value for name, value in there.flags.items() if value is not None}
     said = [(here.flags.get(name), flags.get(name)) for name in TRAINING]

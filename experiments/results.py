@@ -37,6 +37,7 @@ from .table import (
 )
 
 PAGE = ROOT / "RESULTS.md"
+SHOWN = {layer_sync().name, "layer_sync-first"}  # rows at a glance, beside vanilla
 SCORED = "scores/"  # before the names of what logs hold of --score-every
 DISTANCE = re.compile(r"fd_|fad|\bfid\b|F[IAV]D$|Frechet")
 ABOUT_SUMMARY = """
@@ -90,16 +91,19 @@ def summary(found: dict[str, Published]) -> str:
         groups = groups_of(one.results)
         several = len({result.record["preset"] for result in one.results}) > 1
         for (experiment, row), ours in groups.items():
-            preset = ours[0].record["preset"]
+            record = ours[0].record
+            preset, flags = record["preset"], record["flags"]
             base = groups.get((experiment, f"{preset}-{vanilla().name}"))
-            if row != f"{preset}-{layer_sync().name}" or not base:
+            if row.removeprefix(f"{preset}-") not in SHOWN or not base:
                 continue
+            student, teacher = record["pair"]
+            pair = (flags.get("encoder_depth", student), flags.get("gt_encoder_depth", teacher))
             rows = []
             for score in (compared(base), *distances_in(base)):
                 values = [mean_and_deviation(values_of(runs, score)) for runs in (base, ours)]
                 gap, said = difference(ours, base, score), decided(ours, base, score)
                 label = f"[{name}](#{name})" + (f", {preset}" if several else "")
-                rows.append([label, score, *values, gap, said])
+                rows.append([label, "{}:{}".format(*pair), score, *values, gap, said])
             samples, before = samples_of(ours[0]), told.get(trained_as(ours))
             if before is None or samples > before[0]:
                 told[trained_as(ours)] = samples, rows
@@ -112,7 +116,7 @@ def summary(found: dict[str, Published]) -> str:
         )
         for row in rows
     ]
-    head = ["sweep", "score, less is better", "vanilla", "LayerSync"]
+    head = ["sweep", "pair", "score, less is better", "vanilla", "LayerSync"]
     head += ["LayerSync minus vanilla, 95 % interval", "verdict"]
     return "## At a glance\n\n" + markdown(head, rows) + ABOUT_SUMMARY
 

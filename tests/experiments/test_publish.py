@@ -10,7 +10,14 @@ import torch
 
 from experiments import compare_run, publish
 from experiments.runs import ROOT
-from experiments.table import Result
+from experiments.table import (
+    Result,
+    baseline_of,
+    groups_of,
+    names_of,
+    over_baseline,
+    values_of,
+)
 from runtime.files import write_json
 from tests.commands import refused, succeed
 
@@ -32,7 +39,8 @@ def results(tmp_path):
     for seed, scale in enumerate((0.98, 1.02)):
         record = dict(
             experiment="table6", preset="digits", name="digits-vanilla", index=0, seed=seed,
-            reproduces="Table 6", max_steps=1000, paper={"fid": 36.19}, commands=["train"],
+            reproduces="Table 6", flags={}, pair=[2, 4], max_steps=1000, paper={"fid": 36.19},
+            commands=["train"],
         )  # fmt: skip
         log = log_of(falling, scale)
         runs.append(dict(record=record, scores={"FD": 2.0 + seed}, real={"FD": 0.5}, log=log))
@@ -134,7 +142,9 @@ def test_runs_are_paired_within_their_preset(results, tmp_path):
     page = (tmp_path / "RESULTS.md").read_text()
     for preset, gaps in {"a": ("+0.1", "+1"), "b": ("+2", "+20")}.items():
         for score, gap in zip(("held-out loss, ema", "fd_classifier"), gaps, strict=True):
-            (row,) = re.findall(rf"^\| \[table6\]\(#table6\), {preset} \| {score} .*$", page, re.M)
+            (row,) = re.findall(
+                rf"^\| \[table6\]\(#table6\), {preset} \| 2:4 \| {score} .*$", page, re.M
+            )
             assert f"| {gap} ({gap} to {gap}, n=2) | worse |" in row
         assert f"| {preset}, real, held out |" in page
         assert f"| {preset}-layer_sync | {gaps[0]} (" in page
@@ -170,6 +180,37 @@ def test_the_committed_page_is_of_the_committed_results(tmp_path):
     succeed("experiments.results", "--out", tmp_path / "RESULTS.md")
     again = (tmp_path / "RESULTS.md").read_bytes()
     assert again == (ROOT / "RESULTS.md").read_bytes(), "python -m experiments.results"
+
+
+def told(folder):
+    """Of every published row with a baseline and every score: the baseline's mean, and the mean and
+    the interval of what it is over that."""
+    for path in folder.glob("*.json"):
+        groups = groups_of(publish.load(path).results)
+        for runs in groups.values():
+            base = baseline_of(runs, groups)
+            for score in names_of(runs) if base else ():
+                if found := over_baseline(runs, base, score):
+                    yield np.mean(values_of(base, score)), found.mean, found.low, found.high
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
+def test_the_tables_that_people_read_are_of_the_committed_results(page):
+    """Every `mean, +difference (low to high)` in a row of a table, as far as it is written out."""
+    number = r"([+-]?[\d.]+)"
+    said = re.compile(rf"\| {number}, {number} \({number} to {number}\)")
+    text = (ROOT / page).read_text()
+    cells = [found.groups() for line in text.splitlines() for found in said.finditer(line)]
+    published = [row for row in told(publish.FOLDER) if None not in row]
+    assert len(cells) >= 16
+    for cell in cells:
+        digits = [10.0 ** -len(word.partition(".")[2]) for word in cell]
+        values = [float(word) for word in cell]
+        close = (
+            all(abs(a - b) <= 0.501 * unit for a, b, unit in zip(values, row, digits, strict=True))
+            for row in published
+        )
+        assert any(close), f"{page}: {cell}"
 
 
 @pytest.mark.parametrize(
@@ -341,7 +382,7 @@ def run_folder(path, seed, flags="--lr 0.1", seen_by="classifier:aa"):
     command = f"python train.py --preset digits {flags} --global-seed {seed}"
     record = dict(
         experiment="table6", preset="digits", name="digits-vanilla", index=0, seed=seed,
-        reproduces="Table 6", max_steps=1000, paper={}, commands=[command],
+        reproduces="Table 6", flags={}, pair=[2, 4], max_steps=1000, paper={}, commands=[command],
     )  # fmt: skip
     write_json(path / "run.json", record)
     write_json(path / "samples.score.json", {"scores": {"FD": 4.0}, "extractor": {"name": seen_by}})
