@@ -32,6 +32,7 @@ COLORS = {
     "sra": "C2", "sra2": "C4", "positive-control": "C5",
 }  # fmt: skip
 
+LINEAR = 2.0  # per cent over vanilla's loss, up to which the figure's scale is linear
 QUARTERS = ("t 0 to ¼ (noise)", "t ¼ to ½", "t ½ to ¾", "t ¾ to 1 (data)")
 Shown = Callable[[dict[str, Any]], str]  # what a cell says of a method
 
@@ -349,6 +350,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
     relative.set(title="held-out loss over vanilla's, equal steps", ylabel="%")
     by_t.set(title="the same at the end, by quarter of t", ylabel="%", xticks=range(4))
     by_t.set_xticklabels(name.replace(" (", "\n(") for name in QUARTERS)
+    for axis in (relative, by_t):
+        if max(map(abs, axis.get_ylim())) > 3 * LINEAR:  # a method far off leaves the others room
+            axis.set_yscale("symlog", linthresh=LINEAR)
+            axis.yaxis.set_major_formatter("{x:g}")
     equal_steps.set(title="ridge probe, equal steps", ylabel="accuracy, %")
     equal_score.set(title="ridge probe over vanilla's, equal held-out loss", ylabel="points")
     dropped.set(title="more held-out loss without a block", yscale="log")
@@ -366,7 +371,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
             for block in one["pair"] if name.startswith(layer_sync().name) else ():
                 axis.axvline(block, color=COLORS[name], linestyle=":", linewidth=1)
     handles = [loss.plot([], [], color=COLORS[name], linewidth=2)[0] for name in methods]
-    figure.legend(handles, list(methods), loc="outside lower center", ncols=len(methods))
+    labels = [
+        "{}, {}:{}".format(name, *one["pair"]) if name.startswith(layer_sync().name) else name
+        for name, one in methods.items()
+    ]
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(methods))
     pages.save(figure, path)
 
 
