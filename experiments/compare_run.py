@@ -109,8 +109,8 @@ def main() -> None:
 
 def references_of(folder: Path) -> dict[str, list[Result]]:
     """Published runs by name, those that differ in their seed alone together. Where several files
-    have a name, it is that of the runs nearest to their preset, of these the longest; the others
-    are FILE/NAME."""
+    have a name, it is that of the runs nearest to their preset, of these the longest, then the
+    most; the others are FILE/NAME."""
     homes: dict[str, dict[str, list[Result]]] = {}  # by name, then by file
     for path in sorted(folder.glob("*.json")):
         for result in load(path).results:
@@ -118,19 +118,20 @@ def references_of(folder: Path) -> dict[str, list[Result]]:
             of_files.setdefault(path.stem, []).append(result)
     found: dict[str, list[Result]] = {}
     for name, of_files in homes.items():
-        own, *others = sorted(of_files, key=lambda file: claim(of_files[file][0].record))
+        own, *others = sorted(of_files, key=lambda file: claim(of_files[file]))
         found[name] = of_files[own]
         found |= {f"{file}/{name}": of_files[file] for file in others}
     return dict(sorted(found.items()))
 
 
-def claim(record: dict[str, Any]) -> tuple[int, int]:
-    """The less, the more a published run is what one understands by its name: how many flags of
-    training it has otherwise than its row of its preset, and how short it is."""
+def claim(runs: Sequence[Result]) -> tuple[int, int, int]:
+    """The less, the more published runs are what one understands by their name: how many flags of
+    training they have otherwise than their row of the preset, how short and how few they are."""
+    record = runs[0].record
     plain = parsed("--preset", record["preset"], *as_words(record["flags"]))
     own = flags_of(record)
     changed = sum(own[name] != plain[name] for name in TRAINING if name in own)
-    return changed, -record["max_steps"]
+    return changed, -record["max_steps"], -len(runs)
 
 
 def nearest(here: Seen, references: dict[str, list[Result]]) -> str:
