@@ -130,7 +130,7 @@ def claim(runs: Sequence[Result]) -> tuple[int, int, int]:
     record = runs[0].record
     plain = parsed("--preset", record["preset"], *as_words(record["flags"]))
     own = flags_of(record)
-    changed = sum(own[name] != plain[name] for name in TRAINING if name in own)
+    changed = sum(own[name] != getattr(plain, name) for name in TRAINING if name in own)
     return changed, -record["max_steps"], -len(runs)
 
 

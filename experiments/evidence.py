@@ -124,10 +124,8 @@ def collected(
 
 
 def pair_of(record: dict[str, Any], depth: int) -> tuple[int, int]:
-    flags = record["flags"]
-    of_sra = flags.get("loss_type") in ("sra", "sra2")  # the second has its student alone
-    student, teacher = sra_pair(depth) if of_sra else record["pair"]
-    return flags.get("encoder_depth", student), flags.get("gt_encoder_depth", teacher)
+    of_sra = record["flags"].get("loss_type") in ("sra", "sra2")  # the second has a student alone
+    return table.pair_of(record | {"pair": sra_pair(depth)} if of_sra else record)
 
 
 def learned_of(runs: Sequence[Watched], steps: Sequence[int]) -> Learned:

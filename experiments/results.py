@@ -33,6 +33,7 @@ from .table import (
     mixture,
     names_of,
     over_baseline,
+    pair_of,
     values_of,
 )
 
@@ -92,18 +93,16 @@ def summary(found: dict[str, Published]) -> str:
         several = len({result.record["preset"] for result in one.results}) > 1
         for (experiment, row), ours in groups.items():
             record = ours[0].record
-            preset, flags = record["preset"], record["flags"]
+            preset = record["preset"]
             base = groups.get((experiment, f"{preset}-{vanilla().name}"))
             if row.removeprefix(f"{preset}-") not in SHOWN or not base:
                 continue
-            student, teacher = record["pair"]
-            pair = (flags.get("encoder_depth", student), flags.get("gt_encoder_depth", teacher))
             rows = []
             for score in (compared(base), *distances_in(base)):
                 values = [mean_and_deviation(values_of(runs, score)) for runs in (base, ours)]
                 gap, said = difference(ours, base, score), decided(ours, base, score)
                 label = f"[{name}](#{name})" + (f", {preset}" if several else "")
-                rows.append([label, "{}:{}".format(*pair), score, *values, gap, said])
+                rows.append([label, "{}:{}".format(*pair_of(record)), score, *values, gap, said])
             samples, before = samples_of(ours[0]), told.get(trained_as(ours))
             if before is None or samples > before[0]:
                 told[trained_as(ours)] = samples, rows

@@ -259,6 +259,12 @@ def compared(results: Sequence[Result]) -> str:
     return next((name for name in names if name.endswith("loss, ema")), f"{HELD_OUT}, ema")
 
 
+def pair_of(record: dict[str, Any]) -> tuple[int, int]:
+    """The student and the teacher of a run: its row's, else the preset's."""
+    (student, teacher), flags = record["pair"], record["flags"]
+    return flags.get("encoder_depth", student), flags.get("gt_encoder_depth", teacher)
+
+
 def values_of(runs: Sequence[Result], name: str) -> list[float]:
     return [run.scores[name] for run in runs if name in run.scores]
 
