@@ -105,6 +105,10 @@ DATASETS = {
     ),
     # Han characters from a system's fonts (python -m experiments.glyphs): 32x32, by radical
     "glyphs": Row(sources.folder, default_flags(32, None, PIXELS, hflip=False), dict(channels=3)),
+    # Drawings of Debian's openclipart-png (python -m experiments.clipart): 32x32, by subject
+    "openclipart": Row(
+        sources.folder, default_flags(32, None, PIXELS, hflip=False), dict(channels=3)
+    ),
     # --data-path STORE, a folder of encode.py or REPA. Without it there are no data, but a model
     # that was trained on them can be sampled: its checkpoint has size, classes and VAE.
     "latents": Row(defaults=default_flags(256, None, "ema", hflip=True), fixed=dict(channels=3)),

@@ -102,6 +102,7 @@ SCORINGS: dict[str, Scoring] = {  # --dataset_name -> its own; all others as the
     "digits": Scoring(500, 100, 25, "digits", "classifier"),
     "fashion-mnist": Scoring(10_000, 250, 25, "fashion-mnist", "classifier"),
     "glyphs": Scoring(5000, 250, 25, "glyphs", "classifier"),
+    "openclipart": Scoring(5000, 250, 25, "openclipart", "classifier"),
     "instruments": Scoring(256, 64, 25, "instruments", "classifier"),
     "mtg-jamendo": Scoring(
         10_000, 50, None, "mtg-jamendo", "clap:laion/larger_clap_music", held_out=True

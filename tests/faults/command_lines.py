@@ -35,7 +35,7 @@ TEXTS = {
     "dataset_name": (
         "digits", "synthetic", "latents", "folder", "fashion-mnist", "imagenet-1k", "clevrer",
         "moving", "humanml3d", "ssv2", "mtg-jamendo", "lightningdit", "instruments",
-        "glyphs",
+        "glyphs", "openclipart",
     ),
     "model": ("SiT-Ti/2", "SiT-S/4", "SiT-XL/2", "SiT-B/1x2x2", "MDM"),
     "preset": ("digits", "fashion-mnist-s", "moving"),
