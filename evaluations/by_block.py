@@ -63,6 +63,9 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_xlabel("block")
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    lines = [axes.flat[0].plot([], [], color=f"C{number}")[0] for number in range(len(found))]
-    figure.legend(lines, [one["network"] for one in found], loc="outside lower center")
+    first = axes.flat[0]
+    lines = [first.plot([], [], color=f"C{number}")[0] for number in range(len(found))]
+    lines += first.plot([], [], color="grey", linestyle="--", linewidth=1)
+    names = [*(one["network"] for one in found), "mean over its blocks"]
+    figure.legend(lines, names, loc="outside lower center")
     pages.save(figure, path)

@@ -261,7 +261,7 @@ def save_sheet(path: Path, real: Images, samples: Images) -> None:
     left, right = (first_block(images) for images in (real, samples))
     blank = torch.full((1, *right.raw.shape[1:]), 255, dtype=torch.uint8)
     if left.raw.shape[1:] != right.raw.shape[1:]:  # of another size: the samples alone
-        return save_grid(right.raw[: 8 * COLUMNS], path, columns=COLUMNS)
+        return save_grid(right.raw[: 8 * COLUMNS], path, COLUMNS, {0: "samples"})
 
     def row(block: Block, number: int) -> Tensor:
         chosen = block.raw[number * COLUMNS :] if classes is None else block.raw[block.y == number]
@@ -274,7 +274,7 @@ def save_sheet(path: Path, real: Images, samples: Images) -> None:
         torch.cat([row(left, number), blank, row(right, number)])
         for number in range(classes or COLUMNS)
     ]
-    save_grid(torch.cat(tiles), path, columns=2 * COLUMNS + 1)
+    save_grid(torch.cat(tiles), path, 2 * COLUMNS + 1, {0: "real", COLUMNS + 1: "samples"})
 
 
 # How samples look on the sheet, by the axes of one.

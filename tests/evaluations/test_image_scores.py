@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import domains
+from domains.pictures import HEADING
 from domains.sources import FASHION_FOLDER
 from evaluations.extractors import Features
 from evaluations.extractors import classifier as classifiers
@@ -451,7 +452,10 @@ def test_the_command_leaves_a_table_a_json_and_a_picture(tmp_path, held_out, cla
     assert result["how"]["precision_recall"] == {"k": 3, "distances": "float32"}
     assert f"{result['scores']['fd_classifier']:.4g}" in done.out and "FID" not in done.out
     assert done.out.splitlines()[-1] == str(tmp_path / "cfg-1.0.score.json")
-    assert Image.open(tmp_path / "cfg-1.0.score.png").size == (17 * 66 + 2, 10 * 66 + 2)
+    sheet = Image.open(tmp_path / "cfg-1.0.score.png")
+    assert sheet.size == (17 * 66 + 2, HEADING + 10 * 66 + 2)
+    for left in (0, 9 * 66):  # "real" above the left half, "samples" above the right one
+        assert np.asarray(sheet)[:HEADING, left : left + 66].min() < 100
     trained = tmp_path / "classifier-digits.pt"
     before = trained.stat().st_mtime_ns
     succeed(TOOL, "digits", samples, "--extractor", "classifier", "--device", "cpu")
