@@ -51,6 +51,8 @@ def write(found: Mapping[str, Any], path: Path) -> list[Path]:
 
 def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A panel per score over the blocks, a color per network, dashed means: Figure 3's form."""
+    from matplotlib.lines import Line2D
+
     names = list(found[0]["scores"])
     wide = min(3, len(names))
     figure, axes = pages.figure_of(-(-len(names) // wide), wide)
@@ -63,9 +65,9 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_xlabel("block")
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    first = axes.flat[0]
-    lines = [first.plot([], [], color=f"C{number}")[0] for number in range(len(found))]
-    lines += first.plot([], [], color="grey", linestyle="--", linewidth=1)
-    names = [*(one["network"] for one in found), "mean over its blocks"]
-    figure.legend(lines, names, loc="outside lower center")
+    lines = [
+        Line2D([], [], color=f"C{number}", label=one["network"]) for number, one in enumerate(found)
+    ]
+    mean = Line2D([], [], color="grey", linestyle="--", linewidth=1, label="mean over its blocks")
+    figure.legend(handles=[*lines, mean], loc="outside lower center")
     pages.save(figure, path)

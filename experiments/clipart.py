@@ -3,7 +3,6 @@
 python -m experiments.clipart --out data/openclipart
 """
 
-import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,8 +26,8 @@ HELD_OUT = 10  # one name of so many: no size or colour of its pictures is train
 @dataclass(frozen=True)
 class Flags:
     """Write a folder of PNG files for --dataset_name openclipart, OUT/train/SUBJECT/NAME.png and
-    OUT/val/... Pictures are put on white and made square. Of equal ones the first is kept; those
-    that cannot be read are named and passed over.
+    OUT/val/... Pictures are put on white and made square. Of equal ones the first is kept,
+    be it of another subject; those that cannot be read are named and passed over.
 
     $ apt-get install openclipart-png
     $ python -m experiments.clipart --out data/openclipart
@@ -51,16 +50,16 @@ def on_white(path: Path) -> Image.Image:
 
 
 def distinct(paths: list[Path]) -> Iterator[tuple[Path, Image.Image]]:
-    """Each picture that Pillow opens, but for those that an earlier one equals."""
+    """The pictures that Pillow opens, but for those that an earlier one equals; what it does not
+    open is named."""
     seen = set()
     for path in tqdm(paths, unit="picture", disable=not speaks()):
         try:
             image = on_white(path)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             tqdm.write(f"passed over: {path}: {error}", file=sys.stderr)
             continue
-        pixels = hashlib.sha256(image.tobytes()).digest()
-        if pixels not in seen:
+        if (pixels := image.tobytes()) not in seen:
             seen.add(pixels)
             yield path, image
 
@@ -70,43 +69,57 @@ def held_out(path: Path, seed: int) -> bool:
     return seed_of("clipart", seed, path.stem) % HELD_OUT == 0
 
 
+def planned(flags: Flags, paths: list[Path]) -> dict[Path, Image.Image]:
+    """The images of the subjects that have enough, by the files to write.
+
+    Raises:
+        InputError: these are fewer than two subjects, one of them has no picture to train on or
+            none to hold out, or two pictures would have one name.
+    """
+    subjects = defaultdict(dict)
+    for path, image in distinct(paths):
+        subject, *folders = path.relative_to(flags.pictures).parts
+        part = "val" if held_out(path, flags.seed) else "train"
+        file = Path(part, subject, "-".join(folders))
+        if file in subjects[subject]:
+            raise InputError(f"{path}: another picture is named {file}, too: rename one")
+        subjects[subject][file] = image
+    enough = {name: own for name, own in subjects.items() if len(own) >= flags.at_least}
+    if len(enough) < 2:
+        raise InputError(
+            f"--at-least {flags.at_least}: {len(enough)} of {len(subjects)} subjects have so "
+            "many pictures, and two are needed: lower it"
+        )
+    for name, own in enough.items():
+        if len({file.parts[0] for file in own}) < 2:
+            raise InputError(
+                f"--at-least {flags.at_least}: {name} has too few pictures to hold some out: "
+                "raise it"
+            )
+    return {file: image for own in enough.values() for file, image in own.items()}
+
+
 def write(flags: Flags) -> None:
     """
     Raises:
-        InputError: the folder exists, there are no pictures, or too few subjects have
-            pictures enough.
+        InputError: the folder exists, there are no pictures, or as `planned`.
     """
     if flags.out.exists():
         raise InputError(f"{flags.out} exists already: give another --out, or remove it")
-    paths = sorted(flags.pictures.rglob("*.png"))
+    paths = sorted(flags.pictures.glob("*/**/*.png"))
     if not paths:
         raise InputError(
             f"no pictures in --pictures {flags.pictures}: apt-get install openclipart-png"
         )
-    subjects = defaultdict(list)
-    for path, image in distinct(paths):
-        subjects[path.relative_to(flags.pictures).parts[0]].append((path, image))
-    classes = {
-        subject: found
-        for subject, found in subjects.items()
-        if len(found) >= flags.at_least and subject != UNSORTED
-    }
-    if len(classes) < 2:
-        raise InputError(
-            f"--at-least {flags.at_least}: {len(classes)} of {len(subjects)} subjects have so "
-            "many pictures, and two are needed: lower it"
-        )
-    counts = {"train": 0, "val": 0}
-    for subject, found in classes.items():
-        for path, image in found:
-            part = "val" if held_out(path, flags.seed) else "train"
-            name = "-".join(path.relative_to(flags.pictures / subject).parts)
-            with atomic_write(flags.out / part / subject / name) as file:
-                image.save(file, "png")
-            counts[part] += 1
+    paths = [path for path in paths if path.relative_to(flags.pictures).parts[0] != UNSORTED]
+    images = planned(flags, paths)
+    for file, image in images.items():
+        with atomic_write(flags.out / file) as opened:
+            image.save(opened, "png")
+    held = sum(file.parts[0] == "val" for file in images)
     print(
-        f"{counts['train']} training and {counts['val']} held-out images of {len(classes)} "
-        f"subjects in {flags.out}"
+        f"{len(images) - held} training and {held} held-out images of "
+        f"{len({file.parts[1] for file in images})} subjects in {flags.out}"
     )
 
 

@@ -1,11 +1,13 @@
 """The images a script makes of clip art: on white, distinct, and what is held out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import domains
-from experiments.clipart import SIZE
+from experiments.clipart import SIZE, held_out
 from tests.commands import call, refused, succeed
 
 EACH = 30  # pictures of a subject
@@ -65,6 +67,7 @@ def test_transparent_is_white_and_the_whole_picture_is_there(made):
         assert image.shape == (SIZE, SIZE, 3)
         assert (image[-1] == 255).all()  # of the square that a wide picture is put on
         assert (image[SIZE // 2, SIZE // 2, 0], image[SIZE // 2, SIZE // 2, 2]) == (200, 40)
+        assert (image[SIZE // 2, 2] == 255).all()  # of the picture, where black is hidden
 
 
 def test_no_two_images_are_equal(made):
@@ -72,6 +75,7 @@ def test_no_two_images_are_equal(made):
     images = [np.asarray(Image.open(path)).tobytes() for path in out.rglob("*.png")]
     assert len(set(images)) == len(images)
     assert not list(out.rglob("*copy.png"))
+    assert not list(out.rglob("*palette.png")), "a palette is read as the colours it stands for"
 
 
 def test_no_size_of_a_held_out_picture_is_trained_on(made):
@@ -87,6 +91,35 @@ def test_no_size_of_a_held_out_picture_is_trained_on(made):
 def test_what_cannot_be_read_is_named_and_passed_over(made):
     _, done = made
     assert "passed over" in done.err and "broken.png" in done.err
+
+
+# Names whose pictures are trained on, also with "q-" before them.
+TRAINED_ON = [
+    name
+    for name in map("{}.png".format, range(100))
+    if not any(held_out(Path(prefix + name), seed=0) for prefix in ("", "q-"))
+]
+
+
+def test_pictures_are_not_lost_under_one_name(tmp_path):
+    name = TRAINED_ON[0]
+    (tmp_path / "png" / "animals" / "p" / "q").mkdir(parents=True)
+    drawing(1).save(tmp_path / "png" / "animals" / "p" / "q" / name)
+    drawing(2).save(tmp_path / "png" / "animals" / "p" / f"q-{name}")
+    out = tmp_path / "out"
+    said = refused("experiments.clipart", "--out", out, "--pictures", tmp_path / "png")
+    assert "rename one" in said and not out.exists()
+
+
+def test_a_subject_with_nothing_to_hold_out_is_refused(tmp_path):
+    for subject, first in (("animals", 0), ("tools", 20)):
+        (tmp_path / "png" / subject).mkdir(parents=True)
+        for i, name in enumerate(TRAINED_ON[:2]):
+            drawing(first + i).save(tmp_path / "png" / subject / name)
+    out = tmp_path / "out"
+    words = ["--out", out, "--pictures", tmp_path / "png", "--at-least", 2]
+    said = refused("experiments.clipart", *words)
+    assert "animals has too few pictures to hold some out" in said and not out.exists()
 
 
 def test_bad_flags_are_refused(made, pictures, tmp_path):
