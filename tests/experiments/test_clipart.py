@@ -93,6 +93,13 @@ def test_what_cannot_be_read_is_named_and_passed_over(made):
     assert "passed over" in done.err and "broken.png" in done.err
 
 
+def refused_after_reading(*words) -> str:
+    """The sentence below the bar of progress."""
+    done = call("experiments.clipart", *words)
+    assert done.code == 2
+    return done.err.splitlines()[-1]
+
+
 # Names whose pictures are trained on, also with "q-" before them.
 TRAINED_ON = [
     name
@@ -107,7 +114,7 @@ def test_pictures_are_not_lost_under_one_name(tmp_path):
     drawing(1).save(tmp_path / "png" / "animals" / "p" / "q" / name)
     drawing(2).save(tmp_path / "png" / "animals" / "p" / f"q-{name}")
     out = tmp_path / "out"
-    said = refused("experiments.clipart", "--out", out, "--pictures", tmp_path / "png")
+    said = refused_after_reading("--out", out, "--pictures", tmp_path / "png")
     assert "rename one" in said and not out.exists()
 
 
@@ -118,7 +125,7 @@ def test_a_subject_with_nothing_to_hold_out_is_refused(tmp_path):
             drawing(first + i).save(tmp_path / "png" / subject / name)
     out = tmp_path / "out"
     words = ["--out", out, "--pictures", tmp_path / "png", "--at-least", 2]
-    said = refused("experiments.clipart", *words)
+    said = refused_after_reading(*words)
     assert "animals has too few pictures to hold some out" in said and not out.exists()
 
 
@@ -128,6 +135,5 @@ def test_bad_flags_are_refused(made, pictures, tmp_path):
     said = refused("experiments.clipart", "--out", out, "--pictures", tmp_path)
     assert "apt-get install openclipart-png" in said
     words = ["--out", out, "--pictures", pictures, "--at-least", 1000]
-    done = call("experiments.clipart", *words)
-    assert done.code == 2 and "--at-least 1000" in done.err.splitlines()[-1]
+    assert "--at-least 1000" in refused_after_reading(*words)
     assert not out.exists()
